@@ -1,0 +1,51 @@
+"""Every setting with its default, unit and meaning; frozen, checked where it comes in."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MODEL_NAME = "captcha-crnn"
+EXPERIMENT_NAME = "captcha"
+CHAMPION = "champion"
+DRAWN = "draw:kaptcha"
+
+Backbone = Literal["resnet18", "compact"]
+
+
+class TrainConfig(BaseModel):
+    """What one training run is asked to do. MLproject and the CLI repeat names and defaults; a test compares."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str = Field(DRAWN, description="folder of labelled images, or draw:STYLE for drawn ones")
+    val_data: str | None = Field(None, description="folder for validation; without it a part of the data")
+    test_data: str | None = Field(None, description="folder for the test; without it a part of the data")
+    name: str = Field(MODEL_NAME, min_length=1, description="name of the registered model")
+    backbone: Backbone = Field("resnet18", description="resnet18, or compact (about 1 M parameters, for CPUs)")
+    pretrained: bool = Field(False, description="start resnet18 from torchvision's ImageNet weights (downloaded)")
+    vocabulary: str | None = Field(None, description="characters to tell apart; without it those of the labels")
+    height: int = Field(64, ge=32, le=256, multiple_of=16, description="height in pixels that images are resized to")
+    epochs: int = Field(50, ge=1, description="epochs at the most")
+    batch_size: int = Field(16, ge=1, description="images in a training step")
+    learning_rate: float = Field(0.001, gt=0, le=1, description="Adam's highest learning rate")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of features dropped in training")
+    patience: int = Field(15, ge=1, description="epochs without a better validation result before an early stop")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the split, the weights, the order and the augmentation")
+
+    @model_validator(mode="after")
+    def _pretrained_needs_resnet18(self) -> Self:
+        if self.pretrained and self.backbone != "resnet18":
+            raise ValueError(f"pretrained weights exist for backbone resnet18 only, not for {self.backbone}")
+        return self
+
+    @property
+    def drawn_style(self) -> str | None:
+        """The style after `draw:`, None where the data is a folder."""
+        return self.data.removeprefix("draw:") if self.data.startswith("draw:") else None
+
+
+def project_root() -> Path:
+    """The folder that holds MLproject where the package lies in one, else the working folder."""
+    parent = Path(__file__).resolve().parent.parent
+    return parent if (parent / "MLproject").exists() else Path.cwd()
