@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MODEL_NAME = "captcha-crnn"
 EXPERIMENT_NAME = "captcha"
@@ -24,7 +24,9 @@ class TrainConfig(BaseModel):
     name: str = Field(MODEL_NAME, min_length=1, description="name of the registered model")
     backbone: Backbone = Field("resnet18", description="resnet18, or compact (about 1 M parameters, for CPUs)")
     pretrained: bool = Field(False, description="start resnet18 from torchvision's ImageNet weights (downloaded)")
-    vocabulary: str | None = Field(None, description="characters to tell apart; without it those of the labels")
+    vocabulary: str | None = Field(
+        None, min_length=1, description="characters to tell apart; without it those of the labels"
+    )
     height: int = Field(64, ge=32, le=256, multiple_of=16, description="height in pixels that images are resized to")
     epochs: int = Field(50, ge=1, description="epochs at the most")
     batch_size: int = Field(16, ge=1, description="images in a training step")
@@ -32,6 +34,12 @@ class TrainConfig(BaseModel):
     dropout: float = Field(0.1, ge=0, lt=1, description="share of features dropped in training")
     patience: int = Field(15, ge=1, description="epochs without a better validation result before an early stop")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the split, the weights, the order and the augmentation")
+
+    @field_validator("val_data", "test_data", "vocabulary", mode="before")
+    @classmethod
+    def _none_is_written(cls, value: object) -> object:
+        """`none` is how MLproject and the command line write None."""
+        return None if value == "none" else value
 
     @model_validator(mode="after")
     def _pretrained_needs_resnet18(self) -> Self:

@@ -1,0 +1,41 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# What `make train` runs. Any other job: make train PARAMETERS="-P data=../images -P epochs=50"
+BACKBONE ?= compact
+PARAMETERS ?= -P backbone=$(BACKBONE)
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test slow ui clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+$(INSTALLED): pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo 'captcha needs Python 3.11 or newer, but "$(PYTHON)" is none: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11' >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+install: $(INSTALLED) ## make .venv with the pinned dependencies
+
+train: $(INSTALLED) ## train on drawn captchas through MLflow, register the model, show what to do next
+	PATH="$$PWD/$(BIN):$$PATH" mlflow run . --env-manager local --experiment-name captcha $(PARAMETERS)
+
+test: $(INSTALLED) ## every check: format, lint, types, import layers, tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+slow: $(INSTALLED) ## whole jobs as real processes (minutes)
+	$(BIN)/python -m pytest -m slow
+
+ui: $(INSTALLED) ## MLflow's pages on the runs and models
+	PATH="$$PWD/$(BIN):$$PATH" mlflow ui --workers 1
+
+clean: ## remove .venv and caches; runs and models stay
+	rm -rf .venv *.egg-info build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,97 @@
+"""Random changes to a batch of images, as tensor operations: what a reader must not depend on."""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+
+def augment(images: Tensor, strength: float, generator: Generator) -> Tensor:
+    """Return float images (N, 3, H, W), values about 0 to 255, each changed in its own way.
+
+    Args:
+        images: (N, 3, H, W), uint8.
+        strength: 0 changes nothing, 1 is the full range of every change.
+        generator: on the images' device; the same state gives the same changes.
+    """
+    pixels = images.float()
+    if strength == 0:
+        return pixels
+    pixels = _warp(pixels, strength, generator)
+    pixels = _recolour(pixels, strength, generator)
+    pixels = _erase(pixels, strength, generator)
+    return _blur_and_noise(pixels, strength, generator)
+
+
+def _uniform(images: Tensor, low: float, high: float, generator: Generator, shape: tuple[int, ...] = ()) -> Tensor:
+    """Return one random number an image, (N, *shape)."""
+    return torch.rand((len(images), *shape), generator=generator, device=images.device) * (high - low) + low
+
+
+def _warp(images: Tensor, strength: float, generator: Generator) -> Tensor:
+    """Rotate, slant, scale, shift and bend each image; what comes in from outside repeats the border."""
+    count, _, height, width = images.shape
+    angle = _uniform(images, -5, 5, generator) * (math.pi / 180 * strength)
+    slant = _uniform(images, -0.25, 0.25, generator) * strength
+    scale_x = torch.exp(_uniform(images, -0.15, 0.15, generator) * strength)
+    scale_y = torch.exp(_uniform(images, -0.12, 0.12, generator) * strength)
+    shift_x = _uniform(images, -0.1, 0.1, generator) * strength * height / width
+    shift_y = _uniform(images, -0.12, 0.12, generator) * strength
+    # Rows of the affine map from output to input in pixels, then in grid_sample's units of half an edge.
+    aspect = height / width
+    rows = torch.stack(
+        [
+            torch.stack([scale_x * torch.cos(angle), (slant - torch.sin(angle)) * aspect, shift_x], 1),
+            torch.stack([torch.sin(angle) / aspect, scale_y * torch.cos(angle), shift_y], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(rows, list(images.shape), align_corners=False)
+    # A coarse random field, smoothly enlarged, bends letters (Simard et al., 2003, doi:10.1109/ICDAR.2003.1227801).
+    coarse = torch.randn((count, 2, 4, max(2, 4 * width // height)), generator=generator, device=images.device)
+    bend = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
+    pixel = torch.tensor([2 / width, 2 / height], device=images.device)
+    grid = grid + bend.permute(0, 2, 3, 1) * pixel * (0.02 * height * strength)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _recolour(images: Tensor, strength: float, generator: Generator) -> Tensor:
+    """Mix the colour channels of each image, towards another hue or towards grey, and bend its contrast."""
+    count = len(images)
+    device = images.device
+    order = torch.rand((count, 3), generator=generator, device=device).argsort(1)
+    permuted = torch.eye(3, device=device)[order]
+    share = (torch.rand((count, 1, 1), generator=generator, device=device) < 0.5 * strength).float()
+    mix = permuted * share + torch.eye(3, device=device) * (1 - share)
+    weights = torch.softmax(torch.randn((count, 1, 3), generator=generator, device=device), 2)
+    grey = (torch.rand((count, 1, 1), generator=generator, device=device) < 0.2 * strength).float()
+    mix = weights * grey + mix * (1 - grey)
+    images = torch.einsum("nij,njhw->nihw", mix, images)
+    gamma = torch.exp(_uniform(images, -0.4, 0.4, generator, (1, 1, 1)) * strength)
+    return (images / 255).clamp(1e-4, 1) ** gamma * 255
+
+
+def _erase(images: Tensor, strength: float, generator: Generator) -> Tensor:
+    """Cover two small boxes of each image with its mean colour, a quarter of its height wide at the most."""
+    count, _, height, width = images.shape
+    rows = torch.arange(height, device=images.device).view(1, height, 1)
+    columns = torch.arange(width, device=images.device).view(1, 1, width)
+    fill = images.mean((2, 3), keepdim=True)
+    for _ in range(2):
+        top = _uniform(images, 0, height, generator, (1, 1))
+        left = _uniform(images, 0, width, generator, (1, 1))
+        high = _uniform(images, 0, height / 4, generator, (1, 1)) * strength
+        wide = _uniform(images, 0, height / 4, generator, (1, 1)) * strength
+        covered = (rows >= top) & (rows < top + high) & (columns >= left) & (columns < left + wide)
+        images = torch.where(covered.unsqueeze(1), fill, images)
+    return images
+
+
+def _blur_and_noise(images: Tensor, strength: float, generator: Generator) -> Tensor:
+    """Blur some images a little, and add some noise to each."""
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    share = _uniform(images, -1, 1, generator, (1, 1, 1)).clamp(min=0) * strength
+    images = images * (1 - share) + blurred * share
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    return images + noise * _uniform(images, 0, 12, generator, (1, 1, 1)) * strength

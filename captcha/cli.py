@@ -1,0 +1,236 @@
+"""The commands: each parses its arguments, calls one function and prints what that gives.
+
+What is heavy (torch, MLflow, OpenCV) is imported inside the commands, so that --help answers at once.
+"""
+
+import inspect
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from pydantic import ValidationError
+
+from captcha.config import CHAMPION, MODEL_NAME, TrainConfig
+
+DEFAULTS = TrainConfig()
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # what a shell calls a program so ended
+
+app = typer.Typer(
+    help="Train, track, register and serve recognisers of text CAPTCHAs (CRNN + CTC) with MLflow.",
+    add_completion=False,
+    rich_markup_mode=None,  # plain lines, and no import of rich
+    pretty_exceptions_enable=False,
+)
+
+
+def _existing_folder(value: str) -> str:
+    """Return the folder's name, or say which absolute path was looked at."""
+    folder = Path(value)
+    if value and (folder.is_dir() or value == "none" or value.startswith("draw:")):
+        return value
+    if not value:
+        raise typer.BadParameter("it is empty, name a folder")
+    message = f"{'not a folder' if folder.exists() else 'no such folder'}: {folder.absolute()}"
+    if "MLFLOW_RUN_ID" in os.environ and not folder.is_absolute():  # `mlflow run` does not tell where it was called
+        message += " (under mlflow run a relative path starts at the project; give an absolute one)"
+    raise typer.BadParameter(message)
+
+
+Folder = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR",
+        callback=_existing_folder,
+        help="Folder of images named by their label (2b827.png), or with a labels.csv (file,label).",
+    ),
+]
+Model = Annotated[str, typer.Option(help="Model to read with: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/…")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON alone; all else goes to standard error.")]
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command an option for each of TrainConfig's fields, its default and help included, as **settings."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    options = []
+    for name, field in TrainConfig.model_fields.items():
+        option = typer.Option(
+            field.default,
+            help=field.description,
+            show_default="none" if field.default is None else True,
+            callback=_existing_folder if name.endswith("data") else None,
+            # MLproject passes a value, not a flag; only for it, so help does not show the variable.
+            envvar=f"CAPTCHA_{name.upper()}" if field.annotation is bool else None,
+            show_envvar=False,
+        )
+        annotation = str if name.endswith("data") else field.annotation
+        options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation))
+    command.__signature__ = inspect.Signature([*options, *own])  # type: ignore[attr-defined]
+    return command
+
+
+@app.command()
+@_with_settings
+def train(*, as_json: Json = False, **settings: Any) -> None:
+    """Train a recogniser in a tracked run, evaluate it on the test part and register it."""
+    config = TrainConfig(**settings)
+    from captcha import experiment
+
+    outcome = experiment.train(config, echo=partial(typer.echo, err=as_json))
+    if as_json:
+        names = {name: getattr(outcome, name) for name in ("run_id", "model_name", "model_version")}
+        _print_json(outcome.figures | names)
+    else:
+        typer.echo(outcome.summary())
+
+
+@app.command()
+def evaluate(data: Folder, model: Model = f"models:/{MODEL_NAME}@{CHAMPION}", as_json: Json = False) -> None:
+    """Read a folder of labelled images with a registered model and measure it."""
+    from captcha import experiment
+
+    figures = experiment.evaluate(data, model, echo=partial(typer.echo, err=as_json))
+    if as_json:
+        _print_json(figures)
+    else:
+        typer.echo(
+            f"exact match {figures['exact_match']:.2%} "
+            f"(95 % interval {figures['exact_match_low']:.2%} to {figures['exact_match_high']:.2%}), "
+            f"{figures['wrong']} of {figures['n']} wrong, character error rate {figures['cer']:.2%}"
+        )
+
+
+@app.command()
+def predict(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Images to read, or folders of them.")],
+    model: Model = f"models:/{MODEL_NAME}@{CHAMPION}",
+    decoder: Annotated[
+        Literal["greedy", "beam"], typer.Option(help="The most likely path (greedy), or the most likely text (beam).")
+    ] = "greedy",
+    beam_width: Annotated[int, typer.Option(min=1, help="Texts that beam keeps at each frame.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Read images with a registered model: a line each of file, text and confidence (0 to 1)."""
+    from captcha import experiment
+
+    files = [image for file in files for image in (_images_in(file) if file.is_dir() else [file])]
+    readings = experiment.predict(files, model, decoder, beam_width)
+    rows: list[dict[str, Any]] = []
+    for file, reading in zip(files, readings, strict=True):
+        if isinstance(reading, ValueError):
+            _complain(f"{file}: {reading}")
+            rows.append({"file": str(file), "error": str(reading)})
+        else:
+            rows.append({"file": str(file)} | asdict(reading))
+            if not as_json:
+                typer.echo(f"{file}\t{reading.text}\t{reading.confidence:.4f}")
+    if as_json:
+        _print_json(rows)
+    if any("error" in row for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def register(
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="The run whose model is to be registered.")],
+    name: Annotated[str, typer.Option(help=f"{TrainConfig.model_fields['name'].description}.")] = MODEL_NAME,
+) -> None:
+    """Register the model of a run; it becomes the champion where it is better."""
+    from captcha import registry
+
+    _, _, message = registry.register(run_id, name)
+    typer.echo(message)
+
+
+@app.command()
+def check(
+    data: Folder,
+    vocabulary: Annotated[str, typer.Option(help="Characters that labels may hold; none allows all.")] = "none",
+    height: Annotated[
+        int, typer.Option(min=1, help="Height in pixels that the model will see, which decides how long a label fits.")
+    ] = DEFAULTS.height,
+    as_json: Json = False,
+) -> None:
+    """List what is wrong with a folder of labelled images, and count what is in it; ends with 1 where it is an error."""
+    from captcha.data import format_facts, format_problems, read_samples
+    from captcha.model import FRAME_STRIDE
+    from captcha.vocabulary import Vocabulary
+
+    characters = None if vocabulary == "none" else Vocabulary(vocabulary)
+    _, problems, facts = read_samples(Path(data), height, characters, FRAME_STRIDE)
+    if as_json:
+        sizes = {f"{width}x{height}": count for (width, height), count in facts.sizes.items()}
+        _print_json(asdict(facts) | {"sizes": sizes, "problems": [asdict(problem) for problem in problems]})
+    else:
+        typer.echo("\n".join(filter(None, (format_facts(facts), format_problems(problems)))))
+    if any(problem.fatal for problem in problems):
+        raise typer.Exit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command that the arguments name and exit.
+
+    0: done; 1: done, with complaints; 2: one line says why not; 130, 143: ended by Ctrl-C, SIGTERM.
+    """
+    # An exception rather than death: the tracked run can end as KILLED.
+    signal.signal(signal.SIGTERM, _terminate)
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        code = app(arguments, prog_name="captcha", standalone_mode=False) or 0
+    except typer.TyperException as error:
+        _complain(error.format_message())
+        code = 2
+    except Exception as error:
+        if (explanation := _explain(error)) is None:
+            raise
+        _complain(explanation)
+        code = 2
+    except SystemExit as error:
+        code = error.code
+    if code in (INTERRUPTED, TERMINATED):
+        _complain("interrupted" if code == INTERRUPTED else "terminated")
+    sys.exit(code)
+
+
+def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signal_number)
+
+
+def _explain(error: Exception) -> str | None:
+    """Return the line for an error that a person can cause and mend, None for a fault of the program."""
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            "".join(f"--{field}: ".replace("_", "-") for field in detail["loc"])
+            + detail["msg"].removeprefix("Value error, ")
+            for detail in error.errors()
+        )
+    if isinstance(error, ValueError):
+        # A bare ValueError is meant for people where this package raises it, and a fault where a library does.
+        innermost, _ = list(traceback.walk_tb(error.__traceback__))[-1]
+        ours = innermost.f_globals["__name__"].startswith("captcha.")
+        return str(error) if ours or type(error) is not ValueError else None
+    # MLflow is not imported to ask: what it raised has imported it.
+    from_mlflow = any(kind.__name__ == "MlflowException" for kind in type(error).__mro__)
+    return str(error) if from_mlflow or isinstance(error, OSError) else None
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"captcha: {' '.join(message.split())}", err=True)
+
+
+def _print_json(content: object) -> None:
+    typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    from captcha.data import EXTENSIONS
+
+    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in EXTENSIONS]

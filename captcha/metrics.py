@@ -1,0 +1,99 @@
+"""How well texts were read: exact match, character error rate, intervals, confusions. Strings only."""
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import NormalDist
+
+
+def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Return the share of predictions that equal their reference in every character.
+
+    Raises:
+        ValueError: if there are none, or not as many of one as of the other.
+    """
+    _check(predictions, references)
+    return sum(p == r for p, r in zip(predictions, references, strict=True)) / len(references)
+
+
+def character_error_rate(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Return the edits (Levenshtein) over all samples / the length of all references; it can exceed 1.
+
+    References that are all empty count as one character, so that the rate stays finite: the number of
+    characters read where there are none. 0 exactly when all texts are equal.
+
+    Raises:
+        ValueError: if there are none, or not as many of one as of the other.
+    """
+    _check(predictions, references)
+    edits = sum(edit_distance(p, r) for p, r in zip(predictions, references, strict=True))
+    return edits / max(1, sum(map(len, references)))
+
+
+def edit_distance(prediction: str, reference: str) -> int:
+    """Return the fewest characters to put in, take out or replace to make one text of the other."""
+    return _edit_table(prediction, reference)[-1][-1]
+
+
+def character_confusion(predictions: Sequence[str], references: Sequence[str]) -> Counter[tuple[str, str]]:
+    """Return how often each reference character was read as which: counts of (reference, prediction).
+
+    Correct ones are counted too. ("a", "") is an `a` that was not read, ("", "a") one that was read where there
+    is none. The texts are aligned by the fewest edits; of several such alignments the one that pairs characters
+    from the right counts, so the result is always the same.
+
+    Raises:
+        ValueError: if there are none, or not as many of one as of the other.
+    """
+    _check(predictions, references)
+    counts: Counter[tuple[str, str]] = Counter()
+    for prediction, reference in zip(predictions, references, strict=True):
+        table = _edit_table(prediction, reference)
+        r, p = len(reference), len(prediction)
+        while r or p:
+            if r and p and table[r][p] == table[r - 1][p - 1] + (reference[r - 1] != prediction[p - 1]):
+                r, p = r - 1, p - 1
+                counts[reference[r], prediction[p]] += 1
+            elif r and table[r][p] == table[r - 1][p] + 1:
+                r -= 1
+                counts[reference[r], ""] += 1
+            else:
+                p -= 1
+                counts["", prediction[p]] += 1
+    return counts
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the interval that holds the true share behind `successes` of `n`, with this confidence.
+
+    Wilson, 1927, doi:10.1080/01621459.1927.10502953; unlike the normal approximation it stays
+    within 0 and 1 and keeps a width where all or none succeeded.
+
+    Raises:
+        ValueError: if not 0 <= successes <= n, n >= 1 and 0 < confidence < 1.
+    """
+    if n < 1 or not 0 <= successes <= n or not 0 < confidence < 1:
+        raise ValueError(f"no interval for {successes} of {n} at confidence {confidence}")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    margin = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    # None and all are exact: rounding would put them a little off 0 and 1.
+    return (0.0 if successes == 0 else centre - margin, 1.0 if successes == n else centre + margin)
+
+
+def _edit_table(prediction: str, reference: str) -> list[list[int]]:
+    """Return the edit distance of every beginning of the reference (rows) to every one of the prediction."""
+    table = [list(range(len(prediction) + 1))]
+    for r, wanted in enumerate(reference):
+        row = [r + 1]
+        for p, read in enumerate(prediction):
+            row.append(min(table[r][p] + (wanted != read), table[r][p + 1] + 1, row[p] + 1))
+        table.append(row)
+    return table
+
+
+def _check(predictions: Sequence[str], references: Sequence[str]) -> None:
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions, but {len(references)} references")
+    if not references:
+        raise ValueError("there is nothing to measure: no predictions and no references")

@@ -1,0 +1,197 @@
+"""The MLflow registry: where runs are tracked, versions of a model, the champion."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from captcha.config import CHAMPION, EXPERIMENT_NAME, project_root
+from captcha.recognizer import Recognizer
+
+LOGGED_MODEL = "recognizer"
+"""Name of the model in the run that trained it."""
+
+RECOGNIZER_FOLDER = "recognizer"  # the artifact that holds it, as serving.py names it
+NOT_REGISTERED = 0
+
+
+class RegistryError(ValueError):
+    """Something that is not where MLflow was asked for it; one line that says what to do."""
+
+
+def connect() -> None:
+    """Point MLflow at the project's own mlflow.db, unless the person has set a tracking server.
+
+    Bare `mlflow ui` in the project's folder shows the same database.
+    """
+    if not mlflow.is_tracking_uri_set():
+        mlflow.set_tracking_uri(f"sqlite:///{project_root() / 'mlflow.db'}")
+
+
+@contextlib.contextmanager
+def tracked_run(run_name: str) -> Iterator[Run]:
+    """Start a run, or go on with the one that `mlflow run` has made; end it FINISHED, FAILED or KILLED.
+
+    Standing alone, runs go to the experiment `captcha`.
+    """
+    connect()
+    _leave_unusable_run()
+    if "MLFLOW_RUN_ID" not in os.environ:
+        _set_experiment()
+    run = mlflow.start_run(run_name=run_name, log_system_metrics=True)
+    try:
+        yield run
+    except (KeyboardInterrupt, SystemExit):
+        mlflow.end_run("KILLED")
+        raise
+    except BaseException:
+        mlflow.end_run("FAILED")
+        raise
+    mlflow.end_run("FINISHED")
+
+
+def _set_experiment() -> None:
+    """Choose MLFLOW_EXPERIMENT_NAME or our own; a new one in our own database keeps its artifacts in mlruns/."""
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT_NAME)
+    ours = mlflow.get_tracking_uri() == f"sqlite:///{project_root() / 'mlflow.db'}"
+    if ours and mlflow.get_experiment_by_name(name) is None:
+        mlflow.create_experiment(name, artifact_location=(project_root() / "mlruns" / name).as_uri())
+    mlflow.set_experiment(name)
+
+
+def _leave_unusable_run() -> None:
+    """Turn from a run of `mlflow run` whose artifacts nobody can write, to one of our own.
+
+    Where `mlflow ui` has made the database, the default experiment keeps its artifacts behind that server
+    (mlflow-artifacts:/0), and a process that writes to the database directly cannot reach them.
+    """
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id is None or mlflow.get_tracking_uri().startswith("http"):
+        return
+    client = MlflowClient()
+    if client.get_run(run_id).info.artifact_uri.startswith("mlflow-artifacts:"):
+        note = f"The run itself stands in the experiment `{EXPERIMENT_NAME}`: this one's artifacts cannot be written."
+        client.set_tag(run_id, "mlflow.note.content", note)
+        client.set_tag(run_id, "mlflow.runName", "started by mlflow run, see its description")
+        for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+            os.environ.pop(name, None)
+
+
+def load_recognizer(model_uri: str) -> Recognizer:
+    """Return the recognizer inside a registered or logged model: the one that its server reads with.
+
+    Raises:
+        RegistryError: if there is no such model.
+        RecognizerError: if its files are damaged.
+    """
+    connect()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
+        except (MlflowException, OSError) as error:
+            raise RegistryError(f"{model_uri}: {_first_line(error)}; train one first, or name another") from None
+        return Recognizer.load(path / "artifacts" / RECOGNIZER_FOLDER)
+
+
+def register(run_id: str, name: str) -> tuple[str, int, str]:
+    """Register the model of a run, once, and make it champion where it earns that.
+
+    Returns:
+        The registered name, the version, and one line that says what happened.
+
+    Raises:
+        RegistryError: if there is no such run, or it holds no model.
+    """
+    connect()
+    client = MlflowClient()
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise RegistryError(f"run {run_id}: {_first_line(error)}") from None
+    model = _logged_model(client, run)
+    with contextlib.suppress(MlflowException):
+        client.create_registered_model(name, description=MODEL_DESCRIPTION)
+    source = f"models:/{model.model_id}"
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.tags.get("model_id") == model.model_id:
+            return name, int(version.version), f"{name} version {version.version} is this model already"
+    version = client.create_model_version(
+        name,
+        source,
+        run_id=run_id,
+        tags={"model_id": model.model_id, **_version_tags(run)},
+        description=_version_description(run),
+        model_id=model.model_id,
+    )
+    return name, int(version.version), _promote(client, name, version)
+
+
+def _promote(client: MlflowClient, name: str, version: ModelVersion) -> str:
+    """Give the champion's alias to a version that has none to beat, or beats it on the same test images."""
+    number = version.version
+    try:
+        champion = client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        client.set_registered_model_alias(name, CHAMPION, number)
+        return f"{name} version {number} registered, the first {CHAMPION}"
+    before, now = champion.tags, version.tags
+    if before.get("test_digest") != now.get("test_digest"):
+        reason = f"version {champion.version} stays {CHAMPION}: the two were tested on different images"
+    elif float(now["exact_match"]) > float(before["exact_match"]):
+        client.set_registered_model_alias(name, CHAMPION, number)
+        reason = f"the new {CHAMPION}: {now['exact_match']} in place of {before['exact_match']} on the same test"
+    else:
+        reason = f"version {champion.version} stays {CHAMPION}: {before['exact_match']} on the same test"
+    return f"{name} version {number} registered with {now['exact_match']} exact match; {reason}"
+
+
+MODEL_DESCRIPTION = """Reads text CAPTCHAs: CRNN (convolutions, two bidirectional GRU layers) with CTC, on ONNX Runtime.
+
+Input: a column `image` of base64 strings (with or without `data:` prefix) or bytes. Output: `text`, `confidence`
+and the confidence of each character. Parameters: `decoder` (greedy or beam) and `beam_width`."""
+
+
+def _version_tags(run: Run) -> dict[str, str]:
+    """Return what a person compares versions by, from the run that trained it."""
+    params, metrics, tags = run.data.params, run.data.metrics, run.data.tags
+    return {
+        "backbone": params["backbone"],
+        "data": params["data"],
+        "vocabulary": params["vocabulary_used"],
+        "exact_match": f"{metrics['test/exact_match']:.4f}",
+        "cer": f"{metrics['test/cer']:.4f}",
+        "test_images": f"{metrics['test/n']:.0f}",
+        "test_digest": params["test_digest"],
+        "onnx_sha256": tags["onnx_sha256"],
+    }
+
+
+def _version_description(run: Run) -> str:
+    params, metrics = run.data.params, run.data.metrics
+    return (
+        f"{params['backbone']} trained on `{params['data']}`, seed {params['seed']}: "
+        f"exact match {metrics['test/exact_match']:.2%} "
+        f"({metrics['test/exact_match_low']:.2%} to {metrics['test/exact_match_high']:.2%}) "
+        f"on {metrics['test/n']:.0f} test images that training never saw."
+    )
+
+
+def _logged_model(client: MlflowClient, run: Run) -> LoggedModel:
+    """Return the recognizer that a run has logged."""
+    outputs = run.outputs.model_outputs if run.outputs else []
+    for output in outputs:
+        model = client.get_logged_model(output.model_id)
+        if model.name == LOGGED_MODEL:
+            return model
+    raise RegistryError(f"run {run.info.run_id} holds no model named {LOGGED_MODEL}: it did not end its training")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

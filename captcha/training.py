@@ -1,0 +1,204 @@
+"""The training loop: samples in, one EpochResult after each epoch out. Knows neither MLflow nor the terminal."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from captcha.augmentation import augment
+from captcha.config import TrainConfig
+from captcha.data import Sample, Split
+from captcha.evaluation import Evaluation, evaluate
+from captcha.images import stack
+from captcha.model import Crnn
+from captcha.recognizer import Recognizer
+from captcha.vocabulary import Vocabulary
+
+EPOCH_IMAGES = 1000
+"""Images in an epoch at the least: a smaller folder is gone through several times, changed anew each time."""
+
+WARM_UP_STEPS = 200
+AUGMENTATION_RAMP = 0.1  # share of the training over which the augmentation grows to its full strength
+SHORTCUT_WEIGHT = 0.5  # of the loss of the head that reads the convolutional features alone
+WEIGHT_DECAY = 0.01
+GRADIENT_NORM = 5.0
+AVERAGE_DECAY = 0.99  # of the moving average of the weights, which is the model that counts
+
+Progress = Callable[[Iterable[int]], Iterable[int]]
+
+
+class TrainingError(ValueError):
+    """A training that cannot go on; one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What an epoch gave. Epoch 0 is the model before training, with no loss of its own."""
+
+    epoch: int
+    model: Crnn
+    """The averaged model as of this epoch, on the CPU; it changes with the next."""
+    validation: Evaluation
+    improved: bool
+    train_loss: float | None
+    """CTC loss per image over the epoch, with augmentation and dropout."""
+    learning_rate: float
+    images_per_second: float
+    epoch_seconds: float
+
+
+def choose_device() -> torch.device:
+    """Return the accelerator where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def torch_recognizer(model: Crnn, vocabulary: Vocabulary, height: int) -> Recognizer:
+    """Return a recognizer whose engine is PyTorch, in single precision, on the model's device."""
+    device = next(model.parameters()).device
+
+    def log_probs_of(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        model.eval()
+        with torch.inference_mode():
+            log_probs: NDArray[np.float32] = model(torch.from_numpy(images).to(device)).cpu().numpy()
+        return log_probs
+
+    return Recognizer(log_probs_of, vocabulary, height)
+
+
+def train(
+    config: TrainConfig, split: Split, vocabulary: Vocabulary, progress: Progress = iter
+) -> Iterator[EpochResult]:
+    """Train a CRNN, yielding after each epoch, until the last one or until validation stops improving.
+
+    Args:
+        config: what to do.
+        split: its train side is learned from, its validation side chooses the best epoch; test is not touched.
+        vocabulary: holds every character of the training labels.
+        progress: wraps the steps of an epoch, as tqdm does.
+
+    Raises:
+        TrainingError: when the loss is no longer a number.
+    """
+    seed_everything(config.seed)
+    device = choose_device()
+    # The order and the augmentation have generators of their own: evaluating more often changes neither.
+    order = Generator().manual_seed(config.seed)
+    changes = Generator(device).manual_seed(config.seed)
+    model = Crnn(config.backbone, vocabulary.classes, config.height, config.dropout, config.pretrained)
+    model = model.to(device, memory_format=torch.channels_last)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY), use_buffers=True)
+    steps_per_epoch = math.ceil(max(EPOCH_IMAGES, len(split.train)) / config.batch_size)
+    steps = steps_per_epoch * config.epochs
+    optimizer = _optimizer(model, config.learning_rate)
+    schedule = LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
+    batches = _batches(split.train, config.batch_size, order)
+    recognizer = torch_recognizer(average.module, vocabulary, config.height)
+
+    best = evaluate(recognizer, split.validation)
+    yield EpochResult(0, average.module, best, True, None, config.learning_rate, 0.0, 0.0)
+    waited = 0
+    for epoch in range(1, config.epochs + 1):
+        started = time.perf_counter()
+        model.train()
+        losses = []
+        for index in progress(range(steps_per_epoch)):
+            step = (epoch - 1) * steps_per_epoch + index
+            samples = next(batches)
+            images = torch.from_numpy(stack([sample.image for sample in samples])).to(device)
+            images = augment(images, min(1.0, step / (AUGMENTATION_RAMP * steps)), changes)
+            targets = [vocabulary.encode(sample.text) for sample in samples]
+            with torch.autocast(device.type, torch.bfloat16, enabled=_has_bfloat16(device)):
+                log_probs, shortcut = model.forward_both(images.contiguous(memory_format=torch.channels_last))
+            loss = ctc_loss(log_probs, targets)
+            optimizer.zero_grad()
+            (loss + SHORTCUT_WEIGHT * ctc_loss(shortcut, targets)).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(model)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise TrainingError(
+                    f"the loss became {losses[-1]} in epoch {epoch}: train again with a lower learning rate "
+                    f"than {config.learning_rate:g}"
+                )
+        seconds = time.perf_counter() - started
+        validation = evaluate(recognizer, split.validation)
+        improved = _rank(validation) > _rank(best)
+        best, waited = (validation, 0) if improved else (best, waited + 1)
+        yield EpochResult(
+            epoch,
+            average.module,
+            validation,
+            improved,
+            sum(losses) / len(losses),
+            optimizer.param_groups[0]["lr"],
+            steps_per_epoch * config.batch_size / seconds,
+            seconds,
+        )
+        if waited == config.patience:
+            return
+
+
+def ctc_loss(log_probs: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
+    """Return the CTC loss per image of log_probs (T, N, C) and N sequences of class indices."""
+    frames, count, _ = log_probs.shape
+    joined = torch.tensor([label for target in targets for label in target])
+    lengths = torch.tensor([len(target) for target in targets])
+    # On the CPU: mps has no CTC loss, and the sums are small.
+    total = F.ctc_loss(log_probs.cpu(), joined, torch.full((count,), frames), lengths, reduction="sum")
+    return total / count
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what PyTorch draws from: weights and dropout. Nothing here draws from NumPy's or Python's generators."""
+    torch.manual_seed(seed)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Tell whether mixed precision in bfloat16 is faster than single precision there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """Return Adam with decoupled weight decay on matrices and kernels, none on biases and norms."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate)
+
+
+def _learning_rate_factor(step: int, steps: int) -> float:
+    """Rise in a straight line, then fall along a cosine to a hundredth."""
+    warm_up = min(WARM_UP_STEPS, steps // 10 + 1)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def _batches(samples: Sequence[Sample], size: int, generator: Generator) -> Iterator[list[Sample]]:
+    """Yield batches for ever; each sample comes once before any comes again."""
+    batch: list[Sample] = []
+    while True:
+        for index in torch.randperm(len(samples), generator=generator).tolist():
+            batch.append(samples[index])
+            if len(batch) == size:
+                yield batch
+                batch = []
+
+
+def _rank(validation: Evaluation) -> tuple[float, float]:
+    """Order evaluations: more exact matches, then the lower loss."""
+    return validation.exact_match, -validation.loss
