@@ -6,6 +6,12 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+SLANT = 0.2
+SIZE = 0.12
+STRETCH = 0.05
+BEND = 0.02
+LINES = 3
+
 
 def augment(images: Tensor, strength: float, generator: Generator) -> Tensor:
     """Return float images (N, 3, H, W), values about 0 to 255, each changed in its own way.
@@ -19,6 +25,7 @@ def augment(images: Tensor, strength: float, generator: Generator) -> Tensor:
     if strength == 0:
         return pixels
     pixels = _warp(pixels, strength, generator)
+    pixels = _cross(pixels, strength, generator)
     pixels = _recolour(pixels, strength, generator)
     pixels = _erase(pixels, strength, generator)
     return _blur_and_noise(pixels, strength, generator)
@@ -33,9 +40,10 @@ def _warp(images: Tensor, strength: float, generator: Generator) -> Tensor:
     """Rotate, slant, scale, shift and bend each image; what comes in from outside repeats the border."""
     count, _, height, width = images.shape
     angle = _uniform(images, -5, 5, generator) * (math.pi / 180 * strength)
-    slant = _uniform(images, -0.25, 0.25, generator) * strength
-    scale_x = torch.exp(_uniform(images, -0.15, 0.15, generator) * strength)
-    scale_y = torch.exp(_uniform(images, -0.12, 0.12, generator) * strength)
+    slant = _uniform(images, -SLANT, SLANT, generator) * strength
+    size = _uniform(images, -SIZE, SIZE, generator) * strength
+    stretch = _uniform(images, -STRETCH, STRETCH, generator) * strength
+    scale_x, scale_y = torch.exp(size + stretch), torch.exp(size - stretch)
     shift_x = _uniform(images, -0.1, 0.1, generator) * strength * height / width
     shift_y = _uniform(images, -0.12, 0.12, generator) * strength
     # Rows of the affine map from output to input in pixels, then in grid_sample's units of half an edge.
@@ -52,8 +60,27 @@ def _warp(images: Tensor, strength: float, generator: Generator) -> Tensor:
     coarse = torch.randn((count, 2, 4, max(2, 4 * width // height)), generator=generator, device=images.device)
     bend = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
     pixel = torch.tensor([2 / width, 2 / height], device=images.device)
-    grid = grid + bend.permute(0, 2, 3, 1) * pixel * (0.02 * height * strength)
+    grid = grid + bend.permute(0, 2, 3, 1) * pixel * (BEND * height * strength)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _cross(images: Tensor, strength: float, generator: Generator) -> Tensor:
+    """Draw up to three thin waves across each image, in random colours: lines are no part of a letter."""
+    _, _, height, width = images.shape
+    rows = torch.arange(height, device=images.device).view(1, height, 1)
+    columns = torch.linspace(0, 1, width, device=images.device).view(1, 1, width)
+    for _ in range(LINES):
+        phase = _uniform(images, 0, 2 * math.pi, generator, (1, 1))
+        waves = _uniform(images, 0.3, 1.5, generator, (1, 1)) * (2 * math.pi)
+        swing = _uniform(images, 0, height / 4, generator, (1, 1))
+        start, end = (_uniform(images, 0, height, generator, (1, 1)) for _ in range(2))
+        middle = start + (end - start) * columns + swing * torch.sin(phase + waves * columns)
+        half_width = _uniform(images, 0.3, 1.2, generator, (1, 1)) * (height / 64)
+        drawn = (torch.rand((len(images), 1, 1), generator=generator, device=images.device) < 0.4 * strength).float()
+        cover = (half_width + 0.5 - (rows - middle).abs()).clamp(0, 1) * drawn
+        colour = _uniform(images, 0, 255, generator, (3, 1, 1))
+        images = images + (colour - images) * cover.unsqueeze(1)
+    return images
 
 
 def _recolour(images: Tensor, strength: float, generator: Generator) -> Tensor:
@@ -74,7 +101,7 @@ def _recolour(images: Tensor, strength: float, generator: Generator) -> Tensor:
 
 def _erase(images: Tensor, strength: float, generator: Generator) -> Tensor:
     """Cover two small boxes of each image with its mean colour, a quarter of its height wide at the most."""
-    count, _, height, width = images.shape
+    _, _, height, width = images.shape
     rows = torch.arange(height, device=images.device).view(1, height, 1)
     columns = torch.arange(width, device=images.device).view(1, 1, width)
     fill = images.mean((2, 3), keepdim=True)

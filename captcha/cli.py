@@ -50,11 +50,11 @@ Folder = Annotated[
     typer.Argument(
         metavar="DIR",
         callback=_existing_folder,
-        help="Folder of images named by their label (2b827.png), or with a labels.csv (file,label).",
+        help="folder of images named by their label (2b827.png), or with a labels.csv (file,label)",
     ),
 ]
-Model = Annotated[str, typer.Option(help="Model to read with: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/…")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON alone; all else goes to standard error.")]
+Model = Annotated[str, typer.Option(help="model to read with: models:/NAME@ALIAS or models:/NAME/VERSION")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON alone; all else goes to standard error")]
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -63,9 +63,8 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     options = []
     for name, field in TrainConfig.model_fields.items():
         option = typer.Option(
-            field.default,
+            "none" if field.default is None else field.default,
             help=field.description,
-            show_default="none" if field.default is None else True,
             callback=_existing_folder if name.endswith("data") else None,
             # MLproject passes a value, not a flag; only for it, so help does not show the variable.
             envvar=f"CAPTCHA_{name.upper()}" if field.annotation is bool else None,
@@ -80,7 +79,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 @_with_settings
 def train(*, as_json: Json = False, **settings: Any) -> None:
-    """Train a recogniser in a tracked run, evaluate it on the test part and register it."""
+    """Train a recogniser in a tracked run, test it, register it."""
     config = TrainConfig(**settings)
     from captcha import experiment
 
@@ -94,7 +93,7 @@ def train(*, as_json: Json = False, **settings: Any) -> None:
 
 @app.command()
 def evaluate(data: Folder, model: Model = f"models:/{MODEL_NAME}@{CHAMPION}", as_json: Json = False) -> None:
-    """Read a folder of labelled images with a registered model and measure it."""
+    """Measure a registered model on a folder of labelled images."""
     from captcha import experiment
 
     figures = experiment.evaluate(data, model, echo=partial(typer.echo, err=as_json))
@@ -110,15 +109,18 @@ def evaluate(data: Folder, model: Model = f"models:/{MODEL_NAME}@{CHAMPION}", as
 
 @app.command()
 def predict(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Images to read, or folders of them.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="images to read, or folders of them")],
     model: Model = f"models:/{MODEL_NAME}@{CHAMPION}",
     decoder: Annotated[
-        Literal["greedy", "beam"], typer.Option(help="The most likely path (greedy), or the most likely text (beam).")
+        Literal["greedy", "beam"], typer.Option(help="greedy (most likely path), or beam (most likely text, slower)")
     ] = "greedy",
-    beam_width: Annotated[int, typer.Option(min=1, help="Texts that beam keeps at each frame.")] = 10,
+    beam_width: Annotated[int, typer.Option(min=1, help="texts that beam keeps at each frame")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Read images with a registered model: a line each of file, text and confidence (0 to 1)."""
+    """Read images with a registered model.
+
+    Prints file, text and confidence (0 to 1), separated by tabs; ends with 1 where a file could not be read.
+    """
     from captcha import experiment
 
     files = [image for file in files for image in (_images_in(file) if file.is_dir() else [file])]
@@ -140,10 +142,10 @@ def predict(
 
 @app.command()
 def register(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="The run whose model is to be registered.")],
-    name: Annotated[str, typer.Option(help=f"{TrainConfig.model_fields['name'].description}.")] = MODEL_NAME,
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="run whose model to register")],
+    name: Annotated[str, typer.Option(help=TrainConfig.model_fields["name"].description)] = MODEL_NAME,
 ) -> None:
-    """Register the model of a run; it becomes the champion where it is better."""
+    """Register the model of a run."""
     from captcha import registry
 
     _, _, message = registry.register(run_id, name)
@@ -153,22 +155,25 @@ def register(
 @app.command()
 def check(
     data: Folder,
-    vocabulary: Annotated[str, typer.Option(help="Characters that labels may hold; none allows all.")] = "none",
+    vocabulary: Annotated[str, typer.Option(help="characters that labels may hold; none allows all")] = "none",
     height: Annotated[
-        int, typer.Option(min=1, help="Height in pixels that the model will see, which decides how long a label fits.")
+        int, typer.Option(min=1, help="height in pixels that a model would get, which decides how long a label may be")
     ] = DEFAULTS.height,
     as_json: Json = False,
 ) -> None:
-    """List what is wrong with a folder of labelled images, and count what is in it; ends with 1 where it is an error."""
+    """Say what is in a folder of labelled images and what is wrong.
+
+    Ends with 1 where an error stands in the way of training.
+    """
+    from captcha.config import FRAME_STRIDE
     from captcha.data import format_facts, format_problems, read_samples
-    from captcha.model import FRAME_STRIDE
     from captcha.vocabulary import Vocabulary
 
     characters = None if vocabulary == "none" else Vocabulary(vocabulary)
     _, problems, facts = read_samples(Path(data), height, characters, FRAME_STRIDE)
     if as_json:
-        sizes = {f"{width}x{height}": count for (width, height), count in facts.sizes.items()}
-        _print_json(asdict(facts) | {"sizes": sizes, "problems": [asdict(problem) for problem in problems]})
+        sizes = {f"{w}x{h}": count for (w, h), count in facts.sizes.items()}
+        _print_json(vars(facts) | {"sizes": sizes, "problems": [asdict(problem) for problem in problems]})
     else:
         typer.echo("\n".join(filter(None, (format_facts(facts), format_problems(problems)))))
     if any(problem.fatal for problem in problems):
@@ -208,8 +213,7 @@ def _explain(error: Exception) -> str | None:
     """Return the line for an error that a person can cause and mend, None for a fault of the program."""
     if isinstance(error, ValidationError):
         return "; ".join(
-            "".join(f"--{field}: ".replace("_", "-") for field in detail["loc"])
-            + detail["msg"].removeprefix("Value error, ")
+            "".join(f"--{field}: ".replace("_", "-") for field in detail["loc"]) + detail["msg"]
             for detail in error.errors()
         )
     if isinstance(error, ValueError):
@@ -223,7 +227,8 @@ def _explain(error: Exception) -> str | None:
 
 
 def _complain(message: str) -> None:
-    typer.echo(f"captcha: {' '.join(message.split())}", err=True)
+    line = " ".join(message.replace("Value error, ", "").split())  # pydantic's prefix tells a person nothing
+    typer.echo(f"captcha: {line}", err=True)
 
 
 def _print_json(content: object) -> None:

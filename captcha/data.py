@@ -39,7 +39,7 @@ class Sample:
 
     def __post_init__(self) -> None:
         if not self.digest:
-            object.__setattr__(self, "digest", _pixel_digest(self.image))
+            object.__setattr__(self, "digest", pixel_digest(self.image))
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ def _decode(path: Path, height: int) -> _Decoded | str:
         return f"cannot be read: {error.strerror}"
     rows, columns = image.shape[:2]
     resized = resize_to_height(image, height)
-    return _Decoded(resized, _pixel_digest(image), (columns, rows), read_header(data).format)
+    return _Decoded(resized, pixel_digest(image), (columns, rows), read_header(data).format)
 
 
 def _label_problems(
@@ -362,7 +362,8 @@ def _facts(texts: dict[str, str], decoded: dict[str, _Decoded]) -> Facts:
     )
 
 
-def _pixel_digest(image: Image) -> str:
+def pixel_digest(image: Image) -> str:
+    """Return the sha256 of an image's size and pixels, by which copies are known."""
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 

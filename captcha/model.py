@@ -1,18 +1,16 @@
 """The CRNN: convolutional features → GRU ×2 → log_probs (T, N, C)."""
 
 import copy
-import io
+import tempfile
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import ResNet18_Weights, resnet18
 
-from captcha.config import Backbone
-
-FRAME_STRIDE = 8
-"""Pixels of the resized image's width that one frame covers: T = W / FRAME_STRIDE."""
+from captcha.config import FRAME_STRIDE, Backbone
 
 HIDDEN = 128
 """Features of each direction of a GRU layer."""
@@ -34,6 +32,7 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return (N, channels_out, H / stride, W / stride) from (N, channels_in, H, W)."""
         residual = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(features)))))
         return F.relu(residual + self.shortcut(features))
 
@@ -118,17 +117,16 @@ def to_onnx(model: Crnn, height: int) -> bytes:
     """
     twin = copy.deepcopy(model).cpu().eval()
     example = torch.zeros((1, 3, height, 16 * FRAME_STRIDE), dtype=torch.uint8)
-    graph = io.BytesIO()
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the pinned version still brings it
         warnings.simplefilter("ignore", UserWarning)  # about batches other than 1: the graph takes them, a test says so
         torch.onnx.export(
             twin,
             (example,),
-            graph,
+            f"{folder}/model.onnx",
             input_names=["images"],
             output_names=["log_probs"],
             dynamic_axes={"images": {0: "N", 3: "W"}, "log_probs": {0: "T", 1: "N"}},
             dynamo=False,
         )
-    return graph.getvalue()
+        return Path(folder, "model.onnx").read_bytes()

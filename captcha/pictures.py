@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from captcha.evaluation import Evaluation
 from captcha.images import Image
@@ -63,16 +63,11 @@ def confusion_figure(evaluation: Evaluation, shown: int = 20) -> Figure:
         axes.barh(range(len(names)), [count for _, count in mistakes], color=WRONG, tick_label=names)
         axes.invert_yaxis()
         axes.set_xlabel(f"characters read wrongly, of {sum(map(len, evaluation.references))}")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         axes.text(0.5, 0.5, "no character was read wrongly", ha="center", va="center", color=RIGHT)
         axes.axis("off")
     return figure
-
-
-def save_png(path: str, image: Image) -> None:
-    """Write an RGB image as PNG."""
-    cv2.imwrite(path, image[:, :, ::-1])
 
 
 def _plain(text: str) -> str:

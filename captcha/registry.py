@@ -1,6 +1,7 @@
 """The MLflow registry: where runs are tracked, versions of a model, the champion."""
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,14 +13,12 @@ from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from captcha import serving
 from captcha.config import CHAMPION, EXPERIMENT_NAME, project_root
-from captcha.recognizer import Recognizer
+from captcha.recognizer import MODEL_FILE, Recognizer
 
 LOGGED_MODEL = "recognizer"
 """Name of the model in the run that trained it."""
-
-RECOGNIZER_FOLDER = "recognizer"  # the artifact that holds it, as serving.py names it
-NOT_REGISTERED = 0
 
 
 class RegistryError(ValueError):
@@ -31,6 +30,10 @@ def connect() -> None:
 
     Bare `mlflow ui` in the project's folder shows the same database.
     """
+    # Lines that say nothing to a person: bars for files that are here already, migrations of a new database.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     if not mlflow.is_tracking_uri_set():
         mlflow.set_tracking_uri(f"sqlite:///{project_root() / 'mlflow.db'}")
 
@@ -97,7 +100,7 @@ def load_recognizer(model_uri: str) -> Recognizer:
             path = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
         except (MlflowException, OSError) as error:
             raise RegistryError(f"{model_uri}: {_first_line(error)}; train one first, or name another") from None
-        return Recognizer.load(path / "artifacts" / RECOGNIZER_FOLDER)
+        return Recognizer.load(path / "artifacts" / serving.ARTIFACT)
 
 
 def register(run_id: str, name: str) -> tuple[str, int, str]:
@@ -131,6 +134,14 @@ def register(run_id: str, name: str) -> tuple[str, int, str]:
         model_id=model.model_id,
     )
     return name, int(version.version), _promote(client, name, version)
+
+
+def is_champion(name: str, version: int) -> bool:
+    """Tell whether the champion's alias points to this version."""
+    try:
+        return int(MlflowClient().get_model_version_by_alias(name, CHAMPION).version) == version
+    except MlflowException:
+        return False
 
 
 def _promote(client: MlflowClient, name: str, version: ModelVersion) -> str:
@@ -169,7 +180,7 @@ def _version_tags(run: Run) -> dict[str, str]:
         "cer": f"{metrics['test/cer']:.4f}",
         "test_images": f"{metrics['test/n']:.0f}",
         "test_digest": params["test_digest"],
-        "onnx_sha256": tags["onnx_sha256"],
+        "onnx_sha256": tags[f"sha256.{MODEL_FILE}"],
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import mlflow
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
@@ -117,7 +117,7 @@ def _content(value: object) -> bytes:
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     if not isinstance(value, str):
-        if value is None or value is pd.NA or value != value:  # NaN, pandas' other null, is not itself
+        if pd.Series([value], dtype=object).isna().item():
             raise ImageError("the image is null")
         raise ImageError(f"the image must be text in base64, not {type(value).__name__}")
     if value == "None":  # what MLflow makes of a null in `inputs` and `instances`
@@ -138,6 +138,7 @@ def _content(value: object) -> bytes:
 def log_model(name: str, recognizer: Path, example: bytes) -> ModelInfo:
     """Log the recognizer in that folder to the active run as a model that MLflow can serve.
 
+    The model keeps the folder under its name in `artifacts/`; name it `ARTIFACT`, so that it is found there.
     `example` is an image file's content, for the model's input example.
     """
     package = Path(__file__).parent

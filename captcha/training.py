@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -32,7 +33,13 @@ WEIGHT_DECAY = 0.01
 GRADIENT_NORM = 5.0
 AVERAGE_DECAY = 0.99  # of the moving average of the weights, which is the model that counts
 
-Progress = Callable[[Iterable[int]], Iterable[int]]
+DIAGNOSED_EPOCH = 5
+"""Before it, reading nothing yet is no sign of being stuck."""
+
+OVERFITTED_MATCH = 0.5
+OVERFITTED_SHARE = 0.1  # of the validation loss: a training loss below it
+
+Progress = Callable[[range], Iterable[int]]
 
 
 class TrainingError(ValueError):
@@ -75,7 +82,7 @@ def torch_recognizer(model: Crnn, vocabulary: Vocabulary, height: int) -> Recogn
     return Recognizer(log_probs_of, vocabulary, height)
 
 
-def train(
+def train_epochs(
     config: TrainConfig, split: Split, vocabulary: Vocabulary, progress: Progress = iter
 ) -> Iterator[EpochResult]:
     """Train a CRNN, yielding after each epoch, until the last one or until validation stops improving.
@@ -95,17 +102,18 @@ def train(
     order = Generator().manual_seed(config.seed)
     changes = Generator(device).manual_seed(config.seed)
     model = Crnn(config.backbone, vocabulary.classes, config.height, config.dropout, config.pretrained)
-    model = model.to(device, memory_format=torch.channels_last)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY), use_buffers=True)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    averaging = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY), use_buffers=True)
+    average = cast(Crnn, averaging.module)
     steps_per_epoch = math.ceil(max(EPOCH_IMAGES, len(split.train)) / config.batch_size)
     steps = steps_per_epoch * config.epochs
     optimizer = _optimizer(model, config.learning_rate)
     schedule = LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
     batches = _batches(split.train, config.batch_size, order)
-    recognizer = torch_recognizer(average.module, vocabulary, config.height)
+    recognizer = torch_recognizer(average, vocabulary, config.height)
 
     best = evaluate(recognizer, split.validation)
-    yield EpochResult(0, average.module, best, True, None, config.learning_rate, 0.0, 0.0)
+    yield EpochResult(0, average, best, True, None, config.learning_rate, 0.0, 0.0)
     waited = 0
     for epoch in range(1, config.epochs + 1):
         started = time.perf_counter()
@@ -125,7 +133,7 @@ def train(
             nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
             optimizer.step()
             schedule.step()
-            average.update_parameters(model)
+            averaging.update_parameters(model)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise TrainingError(
@@ -138,7 +146,7 @@ def train(
         best, waited = (validation, 0) if improved else (best, waited + 1)
         yield EpochResult(
             epoch,
-            average.module,
+            average,
             validation,
             improved,
             sum(losses) / len(losses),
@@ -148,6 +156,35 @@ def train(
         )
         if waited == config.patience:
             return
+
+
+def diagnosis(results: Sequence[EpochResult], epochs: int) -> str | None:
+    """Return in one line why a training is stuck; None where it is not.
+
+    Looks once, when a third of the epochs is over, and again after the last epoch of all.
+    """
+    last = results[-1]
+    if last.train_loss is None or last.epoch < DIAGNOSED_EPOCH or last.epoch not in (epochs // 3, epochs):
+        return None
+    read = last.validation.predictions
+    if not any(read):
+        return (
+            f"after {last.epoch} epochs every reading is empty (loss {last.train_loss:.1f}): the training sits on "
+            "CTC's all-blank plateau; look at some images beside their labels (captcha check), then give it more "
+            "epochs or images, or another learning rate"
+        )
+    if len(set(read)) == 1 and len(set(last.validation.references)) > 1:
+        return (
+            f"after {last.epoch} epochs every reading is {read[0]!r}: the model does not see the images; look at some "
+            "beside their labels (captcha check), then try a lower learning rate"
+        )
+    if last.validation.exact_match < OVERFITTED_MATCH and last.train_loss < OVERFITTED_SHARE * last.validation.loss:
+        return (
+            f"after {last.epoch} epochs the training images are nearly known by heart (loss {last.train_loss:.2f}), "
+            f"but {last.validation.exact_match:.0%} of validation's are read (loss {last.validation.loss:.2f}): more "
+            "images will help, more epochs will not; check the labels too"
+        )
+    return None
 
 
 def ctc_loss(log_probs: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
@@ -168,7 +205,7 @@ def seed_everything(seed: int) -> None:
 def _has_bfloat16(device: torch.device) -> bool:
     """Tell whether mixed precision in bfloat16 is faster than single precision there."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
@@ -177,7 +214,7 @@ def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
 def _learning_rate_factor(step: int, steps: int) -> float:

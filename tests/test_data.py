@@ -100,6 +100,7 @@ def test_all_problems_come_at_once(captcha_folder: Path, write_image: Write) -> 
     write_image(captcha_folder / " .png", "empty")
     write_image(captcha_folder / "a\nb.png", "ab")
     shutil.copy(captcha_folder / "007.png", captcha_folder / "999.png")
+    shutil.copytree(captcha_folder, captcha_folder / "000")
     assert _kinds(captcha_folder) == {
         "111.png": ("unreadable image", True),
         "114.png": ("unreadable image", True),
@@ -107,11 +108,13 @@ def test_all_problems_come_at_once(captcha_folder: Path, write_image: Write) -> 
         " .png": ("empty label", True),
         "a\nb.png": ("no text", True),
         "999.png": ("contradicting labels", True),
+        "000/": ("nested copy", False),
     }
     samples, problems, facts = read_samples(captcha_folder, 32)
     assert len(samples) == 60
     assert facts.images == 63
     assert all(len(str(problem).splitlines()) == 1 for problem in problems)
+    assert [problem.fatal for problem in problems] == [True] * 6 + [False]  # errors first
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may read every file")
@@ -166,7 +169,10 @@ def test_a_nested_copy_of_the_folder_is_named_and_not_read(captcha_folder: Path,
 
 
 def test_another_sub_folder_with_images_is_named_and_not_read(captcha_folder: Path, write_image: Write) -> None:
-    write_image(captcha_folder / "test" / "007.png", seed=1)
+    write_image(captcha_folder / "number.bmp", "001")
+    write_image(captcha_folder / "test" / "number.bmp", "008")  # the same name and size, other bytes
+    for path in captcha_folder.rglob("number.bmp"):
+        os.utime(path, (0, 0))
     write_image(captcha_folder / ".cache" / "a.png")
     assert _kinds(captcha_folder) == {"test/": ("sub-folder", False)}
 

@@ -189,6 +189,17 @@ def test_a_truncated_file_is_refused_wherever_it_is_cut(name: str) -> None:
         assert np.array_equal(got, whole)  # the first picture was all there
 
 
+@pytest.mark.parametrize("name", ["png_rgb", "jpeg_rgb", "gif_palette", "webp_lossy", "webp_lossless", "bmp_rgb"])
+def test_half_a_file_is_called_truncated(name: str) -> None:
+    with pytest.raises(ImageError, match="the image is truncated"):
+        decode_image(FILES[name][: len(FILES[name]) // 2])
+
+
+def test_later_frames_of_a_gif_are_not_looked_at() -> None:
+    whole = FILES["gif_animated"]
+    assert np.array_equal(decode_image(whole[:-20] + b"no frame"), decode_image(whole))
+
+
 @pytest.mark.parametrize("data", [b"", b"\0", b"hello", b"<svg/>", b"%PDF-1.7", b"\0\0\0\x18ftypavif"])
 def test_what_is_no_image_is_refused_in_one_line(data: bytes) -> None:
     with pytest.raises(ImageError, match=r"\A(the file is empty|not an image: .*)\Z"):
@@ -326,9 +337,12 @@ def test_bad_files_leave_no_native_chatter_on_stderr(name: str, tmp_path: Path) 
         from captcha.images import ImageError, decode_image
         data = open("image", "rb").read()
         decode_image(data)
-        damaged = bytearray(data)
-        damaged[-20] ^= 0x5A
-        for bad in [data[:-1], data[: len(data) // 2], data[:30], bytes(damaged) if data[1:4] == b"PNG" else b""]:
+        bad_files = [data[:-1], data[: len(data) // 2], data[:30]]
+        if data[1:4] == b"PNG":
+            bad_files.append(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+        if data[:3] == b"GIF":
+            bad_files.append(data[:6] + bytes([9, 0]) + data[8:])  # a screen narrower than its frame
+        for bad in bad_files:
             try:
                 decode_image(bad)
             except ImageError:

@@ -1,0 +1,331 @@
+"""The use cases, each tracked as one MLflow run: train, evaluate; and predict, which leaves none."""
+
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import mlflow
+import pandas as pd
+import torch
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from captcha import data, evaluation, registry, serving, synthesis
+from captcha.config import CHAMPION, FRAME_STRIDE, TrainConfig, project_root
+from captcha.data import DataError, Sample, Split
+from captcha.evaluation import Evaluation, disagreement
+from captcha.images import ImageError, decode_image, resize_to_height
+from captcha.metrics import character_confusion
+from captcha.model import to_onnx
+from captcha.pictures import confusion_figure, learning_curves, prediction_grid
+from captcha.recognizer import Decoder, Reading, Recognizer, save_recognizer
+from captcha.registry import LOGGED_MODEL, tracked_run
+from captcha.training import EpochResult, TrainingError, choose_device, diagnosis, torch_recognizer, train_epochs
+from captcha.vocabulary import Vocabulary
+
+DRAWN_IMAGES = 3000
+"""How many images `draw:STYLE` draws for training, validation and test together."""
+
+EPOCHS_PER_PICTURE = 5
+
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a training left behind."""
+
+    run_id: str
+    figures: dict[str, float]
+    model_name: str
+    model_version: int
+    message: str
+    example: str
+    """Path of an image to try the model on."""
+
+    def summary(self) -> str:
+        """Return the closing lines for a person: the figure, the model, the next commands."""
+        figures = self.figures
+        champion = registry.is_champion(self.model_name, self.model_version)
+        uri = f"models:/{self.model_name}" + (f"@{CHAMPION}" if champion else f"/{self.model_version}")
+        tools = _tools_folder()
+        return f"""
+exact match on the test split: {figures["exact_match"]:.2%} of {figures["n"]:.0f} images \
+(95 % interval {figures["exact_match_low"]:.2%} to {figures["exact_match_high"]:.2%})
+{self.message}
+
+compare the runs      {tools}mlflow ui
+serve the model       {tools}mlflow models serve -m {uri} --env-manager local -p 5001
+read one image        {tools}captcha predict {self.example} --model {uri}"""
+
+
+def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
+    """Train as configured in one tracked run, register the model, and return what came of it.
+
+    Raises:
+        DataError: the data has problems; all of them are echoed first.
+        TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
+    """
+    with tracked_run(f"{config.backbone} on {_short_name(config.data)}") as run:
+        split = load_split(config, echo)
+        vocabulary = _vocabulary(config, split, echo)
+        _log_inputs(config, split, vocabulary)
+        device = choose_device()
+        echo(
+            f"training {config.backbone} on {device}: {len(split.train)} images, {len(split.validation)} for "
+            f"validation, {len(split.test)} for the test, {len(vocabulary.characters)} characters"
+        )
+        results: list[EpochResult] = []
+        weights: dict[str, torch.Tensor] = {}
+        for result in train_epochs(config, split, vocabulary, _progress):
+            results.append(result)
+            _log_epoch(config, result, echo)
+            if result.improved:
+                weights = {
+                    key: value.cpu().clone(memory_format=torch.contiguous_format)
+                    for key, value in result.model.state_dict().items()
+                }
+            if warning := diagnosis(results, config.epochs):
+                echo(f"warning: {warning}")
+        model = results[-1].model.cpu()
+        model.load_state_dict(weights)
+        best = max((r for r in results if r.improved), key=lambda r: r.epoch)
+        mlflow.log_metrics({"best_epoch": best.epoch})
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / serving.ARTIFACT
+            digests = save_recognizer(folder, to_onnx(model, config.height), vocabulary, config.height)
+            recognizer = Recognizer.load(folder)
+            trained = torch_recognizer(model, vocabulary, config.height)
+            if difference := disagreement(trained, recognizer, split.validation):
+                raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
+            weights_file = Path(temporary) / "model.safetensors"
+            save_file(weights, weights_file)
+            mlflow.log_artifact(str(weights_file), "weights")
+            mlflow.set_tags({f"sha256.{name}": digest for name, digest in digests.items()})
+            tested = evaluation.evaluate(recognizer, split.test)
+            _log_test(tested, results)
+            example, content = _example(config, split.test[0])
+            serving.log_model(LOGGED_MODEL, folder, content)
+        name, version, message = registry.register(run.info.run_id, config.name)
+    return TrainOutcome(run.info.run_id, tested.figures(), name, version, message, example)
+
+
+def evaluate(folder: str, model: str, echo: Echo) -> dict[str, float]:
+    """Measure a registered or logged model on a folder of labelled images, in a tracked run of its own.
+
+    Raises:
+        DataError: the folder has problems; all of them are echoed first.
+    """
+    recognizer = registry.load_recognizer(model)
+    samples = _read_folder(folder, recognizer.height, None, echo)
+    with tracked_run(f"evaluate {_short_name(folder)}"):
+        _log_missing_params({"data": folder, "model": model, "test_digest": data.digest(samples)})
+        tested = evaluation.evaluate(recognizer, samples)
+        _log_test(tested, [])
+    return tested.figures()
+
+
+def predict(files: Sequence[Path], model: str, decoder: Decoder, beam_width: int) -> list[Reading | ImageError]:
+    """Return what each file says, or why it cannot be read, in their order."""
+    recognizer = registry.load_recognizer(model)
+    outcomes: list[Reading | ImageError] = []
+    for file in files:
+        try:
+            outcomes.append(recognizer.read([decode_image(file.read_bytes())], decoder, beam_width)[0])
+        except ImageError as error:
+            outcomes.append(error)
+        except OSError as error:
+            outcomes.append(ImageError(f"cannot be read: {error.strerror}"))
+    return outcomes
+
+
+def load_split(config: TrainConfig, echo: Echo) -> Split:
+    """Return the samples that a configuration names, in their three parts.
+
+    A fixed validation or test set takes the place of the part that would have been split off, which is trained on.
+
+    Raises:
+        DataError: the data has problems; all of them are echoed first.
+    """
+    vocabulary = Vocabulary(config.vocabulary) if config.vocabulary else None
+    if config.drawn_style:
+        samples = draw_samples(config.drawn_style, DRAWN_IMAGES, config.height, config.seed)
+    else:
+        samples = _read_folder(config.data, config.height, vocabulary, echo)
+    fixed = [
+        _read_folder(folder, config.height, vocabulary, echo) if folder else None
+        for folder in (config.val_data, config.test_data)
+    ]
+    if fixed == [None, None]:
+        return data.split(samples, config.seed)
+    validation, test = fixed
+    parts = data.split(samples, config.seed) if validation is None or test is None else Split(samples, [], [])
+    split = Split(
+        parts.train + (parts.validation if validation else []) + (parts.test if test else []),
+        validation or parts.validation,
+        test or parts.test,
+    )
+    _refuse(data.leaks(split.train, [*split.validation, *split.test]), echo)
+    return split
+
+
+def draw_samples(style: str, count: int, height: int, seed: int) -> list[Sample]:
+    """Return drawn samples in place of a folder's."""
+    drawn = synthesis.draw(style, count, seed=seed)
+    return [
+        Sample(f"{i:05}.png", text, resize_to_height(image, height), data.pixel_digest(image))
+        for i, (text, image) in enumerate(drawn)
+    ]
+
+
+def _read_folder(folder: str, height: int, vocabulary: Vocabulary | None, echo: Echo) -> list[Sample]:
+    with tqdm(desc=f"reading {folder}", unit="image", disable=None, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        samples, problems, _ = data.read_samples(Path(folder), height, vocabulary, FRAME_STRIDE, progress)
+    _refuse(problems, echo)
+    return samples
+
+
+def _refuse(problems: Sequence[data.Problem], echo: Echo) -> None:
+    """Echo all problems; raise where one is fatal."""
+    if problems:
+        echo(data.format_problems(problems))
+    fatal = sum(problem.fatal for problem in problems)
+    if fatal:
+        raise DataError(f"{fatal} {'problem' if fatal == 1 else 'problems'} in the data, see above")
+
+
+def _vocabulary(config: TrainConfig, split: Split, echo: Echo) -> Vocabulary:
+    """Return the configured vocabulary, or that of the training labels."""
+    if config.vocabulary:
+        return Vocabulary(config.vocabulary)
+    vocabulary = Vocabulary.from_texts(sample.text for sample in split.train)
+    unseen = Counter(c for s in [*split.validation, *split.test] for c in vocabulary.missing(s.text))
+    if unseen:
+        listed = " ".join(sorted(unseen))
+        echo(f"warning: no training label holds {listed}: the labels with them, held back, cannot be read right")
+    return vocabulary
+
+
+def _progress(steps: "range") -> "tqdm[int]":
+    return tqdm(steps, unit="step", disable=None, leave=False)
+
+
+def _log_inputs(config: TrainConfig, split: Split, vocabulary: Vocabulary) -> None:
+    sides = {"train": split.train, "validation": split.validation, "test": split.test}
+    digests = {side: data.digest(samples) for side, samples in sides.items()}
+    settings = {key: "none" if value is None else value for key, value in config.model_dump().items()}
+    _log_missing_params(
+        {
+            **settings,
+            **{f"{side}_images": len(samples) for side, samples in sides.items()},
+            **{f"{side}_digest": digest for side, digest in digests.items()},
+            "split_digest": split.digest,
+            "vocabulary_used": vocabulary.characters,
+            "device": str(choose_device()),
+        }
+    )
+    mlflow.set_tags({"backbone": config.backbone, "data": config.data})
+    folders = {"train": None, "validation": config.val_data, "test": config.test_data}
+    for side, fixed in folders.items():
+        folder = fixed or config.data
+        dataset = MetaDataset(_source(folder), name=f"{_short_name(folder)}-{side}", digest=digests[side])  # type: ignore[abstract]
+        mlflow.log_input(dataset, context=side)
+
+
+def _source(folder: str) -> DatasetSource:
+    if folder.startswith("draw:"):
+        return CodeDatasetSource({"drawn": folder})
+    return LocalArtifactDatasetSource(Path(folder).resolve().as_uri())
+
+
+def _log_missing_params(params: dict[str, object]) -> None:
+    """Log what the run does not have yet: `mlflow run` has logged some, and refuses a change in their spelling."""
+    run = mlflow.active_run()
+    known = mlflow.get_run(run.info.run_id).data.params if run else {}
+    mlflow.log_params({key: value for key, value in params.items() if key not in known})
+
+
+def _log_epoch(config: TrainConfig, result: EpochResult, echo: Echo) -> None:
+    validation = result.validation
+    metrics = {"val/loss": validation.loss, "val/exact_match": validation.exact_match, "val/cer": validation.cer}
+    if result.train_loss is not None:
+        metrics |= {
+            "train/loss": result.train_loss,
+            "train/lr": result.learning_rate,
+            "train/images_per_second": result.images_per_second,
+            "train/epoch_seconds": result.epoch_seconds,
+        }
+        echo(
+            f"epoch {result.epoch:3}/{config.epochs}  loss {result.train_loss:7.3f}  val loss {validation.loss:7.3f}  "
+            f"exact match {validation.exact_match:7.2%}  {result.images_per_second:5.0f} images/s"
+            f"{'  *' if result.improved else ''}"
+        )
+    mlflow.log_metrics(metrics, step=result.epoch)
+    if result.epoch % EPOCHS_PER_PICTURE == 0 or result.epoch == config.epochs:
+        mlflow.log_image(prediction_grid(validation), key="val/predictions", step=result.epoch)
+
+
+def _log_test(tested: Evaluation, results: Sequence[EpochResult]) -> None:
+    metrics = {f"test/{key}": value for key, value in tested.figures().items()}
+    repeats = tested.with_repeats()
+    if repeats.samples:
+        metrics["test/exact_match_repeats"] = repeats.exact_match
+        metrics["test/n_repeats"] = len(repeats.samples)
+    mlflow.log_metrics(metrics)
+    mlflow.log_table(
+        pd.DataFrame(
+            {
+                "file": [sample.name for sample in tested.samples],
+                "label": tested.references,
+                "prediction": tested.predictions,
+                "right": [p == r for p, r in zip(tested.predictions, tested.references, strict=True)],
+                "confidence": [reading.confidence for reading in tested.readings],
+            }
+        ),
+        "test_predictions.json",
+    )
+    confusion = character_confusion(tested.predictions, tested.references)
+    rows = [(label, read, count) for (label, read), count in confusion.most_common()]
+    mlflow.log_table(pd.DataFrame(rows, columns=["label", "prediction", "count"]), "test_confusion.json")
+    mlflow.log_figure(confusion_figure(tested), "test_confusion.png")
+    mlflow.log_image(prediction_grid(tested), artifact_file="test_predictions.png")
+    if results:
+        mlflow.log_figure(learning_curves(results), "learning_curves.png")
+
+
+def _example(config: TrainConfig, sample: Sample) -> tuple[str, bytes]:
+    """Return the path of an image to try the model on, and its content; a drawn one is written beside the runs."""
+    folder = config.test_data or config.data
+    if config.drawn_style is None or config.test_data:
+        path = Path(folder) / sample.name
+    else:
+        path = project_root() / "mlruns" / f"example-{sample.text}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(cv2.imencode(".png", sample.image[:, :, ::-1])[1].tobytes())
+    return os.path.relpath(path), path.read_bytes()
+
+
+def _short_name(folder: str) -> str:
+    return folder if folder.startswith("draw:") else Path(folder).resolve().name
+
+
+def _tools_folder() -> str:
+    """Return what to put before `mlflow` and `captcha` so that a person's shell finds those of this environment."""
+    folder = Path(sys.executable).parent
+    # A .venv inside the project is on PATH while make runs, not in the shell that make was called from.
+    on_path = str(folder) in os.environ.get("PATH", "").split(os.pathsep) and project_root() not in folder.parents
+    return "" if on_path else f"{os.path.relpath(folder)}/"

@@ -1,0 +1,149 @@
+"""MLproject against TrainConfig and the command line. MLflow itself composes the commands; none is run by it here."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlflow.projects.utils import load_project
+
+from captcha import cli, experiment
+from captcha.config import CHAMPION, MODEL_NAME, TrainConfig
+
+ROOT = Path(__file__).parent.parent
+PROJECT = load_project(str(ROOT))
+ENTRY_POINTS: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainConfig:
+    """Return the configuration that a command line asks to train; a stand-in takes the place of the training."""
+    configs: list[TrainConfig] = []
+
+    def stand_in(config: TrainConfig, echo: experiment.Echo) -> SimpleNamespace:
+        configs.append(config)
+        return SimpleNamespace(summary=lambda: "done")
+
+    monkeypatch.setattr(experiment, "train", stand_in)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 0
+    return configs[0]
+
+
+def arguments_of(entry_point: str, folder: Path, **parameters: str) -> tuple[list[str], str | None]:
+    """Return the arguments that MLflow's command hands to `python`, through a real bash, and $CAPTCHA_PRETRAINED.
+
+    The python on PATH is a stand-in that prints its arguments.
+    """
+    stand_in = folder / "bin" / "python"
+    stand_in.parent.mkdir(exist_ok=True)
+    program = "import json, os, sys\nprint(json.dumps([sys.argv[1:], os.environ.get('CAPTCHA_PRETRAINED')]))\n"
+    stand_in.write_text(f"#!{sys.executable}\n{program}")
+    stand_in.chmod(0o755)
+    command = PROJECT.get_entry_point(entry_point).compute_command(parameters, str(folder))
+    environment = os.environ | {"PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=True)
+    arguments, pretrained = json.loads(done.stdout)
+    assert arguments[:2] == ["-m", "captcha"]
+    return arguments[2:], pretrained
+
+
+def config_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **parameters: str) -> TrainConfig:
+    """Return the configuration that `mlflow run . -P …` asks to train."""
+    arguments, pretrained = arguments_of("main", folder, **parameters)
+    monkeypatch.setenv("CAPTCHA_PRETRAINED", str(pretrained))
+    return run_command(monkeypatch, *arguments)
+
+
+def test_main_has_the_names_and_written_defaults_of_the_config() -> None:
+    defaults = {name: parameter["default"] for name, parameter in ENTRY_POINTS["main"]["parameters"].items()}
+    # As TrainConfig and MLflow write them: log_params may then repeat a parameter that mlflow run has logged.
+    written = {
+        name: "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in TrainConfig().model_dump().items()
+    }
+    assert defaults == written
+
+
+def test_every_parameter_is_a_string_and_is_used() -> None:
+    for entry_point in ENTRY_POINTS.values():
+        parameters = entry_point["parameters"]
+        assert {p if isinstance(p, str) else p["type"] for p in parameters.values()} == {"string"}
+        assert set(re.findall(r"{(\w+)}", entry_point["command"])) == set(parameters)
+
+
+def test_main_alone_trains_with_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert config_of(monkeypatch, tmp_path) == TrainConfig()
+
+
+def test_main_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s a $HOME; "folder" of ümläuts'
+    folder.mkdir()
+    wanted = {
+        "data": str(folder),
+        "val_data": str(folder),
+        "test_data": str(folder),
+        "name": "my model",
+        "backbone": "resnet18",
+        "pretrained": "true",
+        "vocabulary": "-a'\"$ {é",
+        "height": "48",
+        "epochs": "3",
+        "batch_size": "7",
+        "learning_rate": "1e-2",
+        "dropout": "0.2",
+        "patience": "4",
+        "seed": "5",
+    }
+    assert set(wanted) == set(TrainConfig.model_fields)
+    assert config_of(monkeypatch, tmp_path, **wanted) == TrainConfig.model_validate(wanted)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(vocabulary=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8))
+def test_any_vocabulary_survives_the_shell(vocabulary: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arguments, _ = arguments_of("main", tmp_path, vocabulary=vocabulary)
+    assert run_command(monkeypatch, *arguments) == TrainConfig(vocabulary=vocabulary)
+
+
+def test_a_misspelt_parameter_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, _ = arguments_of("main", tmp_path, epoch="3")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert "--epoch " in capsys.readouterr().err
+
+
+def test_pretrained_that_is_no_boolean_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, pretrained = arguments_of("main", tmp_path, pretrained="imagenet")
+    monkeypatch.setenv("CAPTCHA_PRETRAINED", str(pretrained))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert "'--pretrained': " in capsys.readouterr().err
+
+
+def test_the_other_entry_points_call_their_commands(tmp_path: Path) -> None:
+    champion = f"models:/{MODEL_NAME}@{CHAMPION}"
+    called = {
+        "evaluate": arguments_of("evaluate", tmp_path, data="a b")[0],
+        "predict": arguments_of("predict", tmp_path, image="a b.png")[0],
+        "register": arguments_of("register", tmp_path, run_id="abc")[0],
+    }
+    assert called == {
+        "evaluate": ["evaluate", "a b", f"--model={champion}"],
+        "predict": ["predict", "a b.png", f"--model={champion}"],
+        "register": ["register", "abc", f"--name={MODEL_NAME}"],
+    }
