@@ -11,6 +11,7 @@ SIZE = 0.12
 STRETCH = 0.05
 BEND = 0.02
 LINES = 3
+LINE_SHARE = 0.4
 
 
 def augment(images: Tensor, strength: float, generator: Generator) -> Tensor:
@@ -56,30 +57,31 @@ def _warp(images: Tensor, strength: float, generator: Generator) -> Tensor:
         1,
     )
     grid = F.affine_grid(rows, list(images.shape), align_corners=False)
-    # A coarse random field, smoothly enlarged, bends letters (Simard et al., 2003, doi:10.1109/ICDAR.2003.1227801).
+    # A coarse random field, enlarged, bends letters (Simard et al., 2003, doi:10.1109/ICDAR.2003.1227801).
     coarse = torch.randn((count, 2, 4, max(2, 4 * width // height)), generator=generator, device=images.device)
-    bend = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
+    bend = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
     pixel = torch.tensor([2 / width, 2 / height], device=images.device)
     grid = grid + bend.permute(0, 2, 3, 1) * pixel * (BEND * height * strength)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def _cross(images: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Draw up to three thin waves across each image, in random colours: lines are no part of a letter."""
+    """Draw up to LINES thin waves across each image, in random colours: lines are no part of a letter."""
     _, _, height, width = images.shape
     rows = torch.arange(height, device=images.device).view(1, height, 1)
     columns = torch.linspace(0, 1, width, device=images.device).view(1, 1, width)
     for _ in range(LINES):
-        phase = _uniform(images, 0, 2 * math.pi, generator, (1, 1))
-        waves = _uniform(images, 0.3, 1.5, generator, (1, 1)) * (2 * math.pi)
-        swing = _uniform(images, 0, height / 4, generator, (1, 1))
-        start, end = (_uniform(images, 0, height, generator, (1, 1)) for _ in range(2))
+        chosen = torch.rand(len(images), generator=generator, device=images.device) < LINE_SHARE * strength
+        crossed = images[chosen]
+        phase = _uniform(crossed, 0, 2 * math.pi, generator, (1, 1))
+        waves = _uniform(crossed, 0.3, 1.5, generator, (1, 1)) * (2 * math.pi)
+        swing = _uniform(crossed, 0, height / 4, generator, (1, 1))
+        start, end = (_uniform(crossed, 0, height, generator, (1, 1)) for _ in range(2))
         middle = start + (end - start) * columns + swing * torch.sin(phase + waves * columns)
-        half_width = _uniform(images, 0.3, 1.2, generator, (1, 1)) * (height / 64)
-        drawn = (torch.rand((len(images), 1, 1), generator=generator, device=images.device) < 0.4 * strength).float()
-        cover = (half_width + 0.5 - (rows - middle).abs()).clamp(0, 1) * drawn
-        colour = _uniform(images, 0, 255, generator, (3, 1, 1))
-        images = images + (colour - images) * cover.unsqueeze(1)
+        half_width = _uniform(crossed, 0.3, 1.2, generator, (1, 1)) * (height / 64)
+        cover = (half_width + 0.5 - (rows - middle).abs()).clamp(0, 1).unsqueeze(1)
+        colour = _uniform(crossed, 0, 255, generator, (3, 1, 1))
+        images[chosen] = crossed.lerp(colour, cover)
     return images
 
 
@@ -95,8 +97,9 @@ def _recolour(images: Tensor, strength: float, generator: Generator) -> Tensor:
     grey = (torch.rand((count, 1, 1), generator=generator, device=device) < 0.2 * strength).float()
     mix = weights * grey + mix * (1 - grey)
     images = torch.einsum("nij,njhw->nihw", mix, images)
-    gamma = torch.exp(_uniform(images, -0.4, 0.4, generator, (1, 1, 1)) * strength)
-    return (images / 255).clamp(1e-4, 1) ** gamma * 255
+    # x + k·x·(1 - x): a gamma curve's bend without its powers.
+    bend = _uniform(images, -0.6, 0.6, generator, (1, 1, 1)) * (strength / 255)
+    return images + bend * images * (255 - images)
 
 
 def _erase(images: Tensor, strength: float, generator: Generator) -> Tensor:
@@ -116,9 +119,11 @@ def _erase(images: Tensor, strength: float, generator: Generator) -> Tensor:
 
 
 def _blur_and_noise(images: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Blur some images a little, and add some noise to each."""
-    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    share = _uniform(images, -1, 1, generator, (1, 1, 1)).clamp(min=0) * strength
-    images = images * (1 - share) + blurred * share
-    noise = torch.randn(images.shape, generator=generator, device=images.device)
-    return images + noise * _uniform(images, 0, 12, generator, (1, 1, 1)) * strength
+    """Blur some images a little, over a pixel and its neighbours below and right, and add some noise to each."""
+    share = _uniform(images, -1, 1, generator, (1, 1, 1)).clamp(min=0) * (strength / 2)
+    for axis in (2, 3):
+        length = images.shape[axis] - 1
+        neighbours = torch.cat([images.narrow(axis, 1, length), images.narrow(axis, length, 1)], axis)
+        images = images.lerp(neighbours, share)
+    noise = torch.rand(images.shape, generator=generator, device=images.device).sub_(0.5)
+    return images.addcmul_(noise, _uniform(images, 0, 40, generator, (1, 1, 1)) * strength)

@@ -3,7 +3,9 @@
 import copy
 import tempfile
 import warnings
+from http.client import HTTPException
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,13 @@ from captcha.config import FRAME_STRIDE, Backbone
 
 HIDDEN = 128
 """Features of each direction of a GRU layer."""
+
+GRU_SHARE = 0.5
+"""Share of the images of a training batch whose logits the GRU takes part in."""
+
+
+class PretrainedError(ValueError):
+    """Pretrained weights that cannot be had; one line that says why and what to do."""
 
 
 class ResidualBlock(nn.Module):
@@ -54,11 +63,29 @@ def resnet18_backbone(pretrained: bool) -> tuple[nn.Module, int]:
     """Return ResNet18 up to its third stage, (N, 3, H, W) → (N, 256, H/16, W/8), and its output channels.
 
     The horizontal stride of the third stage is 1 in place of 2: captchas need frames more than depth.
+
+    Raises:
+        PretrainedError: the pretrained weights are not here and cannot be downloaded.
     """
-    net = resnet18(weights=ResNet18_Weights.IMAGENET1K_V1 if pretrained else None)
+    net = resnet18()
+    if pretrained:
+        net.load_state_dict(_imagenet_weights())
     net.layer3[0].conv1.stride = (2, 1)
     net.layer3[0].downsample[0].stride = (2, 1)
     return nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3), 256
+
+
+def _imagenet_weights() -> dict[str, Tensor]:
+    try:
+        weights: dict[str, Tensor] = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+    except (OSError, HTTPException, RuntimeError, UnpicklingError) as error:  # no network, or half a file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        url = ResNet18_Weights.IMAGENET1K_V1.url
+        raise PretrainedError(
+            f"the pretrained weights cannot be had from {url}: {reason:.200}; train without --pretrained, or put that "
+            f"file into {torch.hub.get_dir()}/checkpoints"
+        ) from None
+    return weights
 
 
 class Crnn(nn.Module):
@@ -81,8 +108,7 @@ class Crnn(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.gru = nn.GRU(channels, HIDDEN, num_layers=2, bidirectional=True, dropout=dropout)
         self.head = nn.Linear(2 * HIDDEN, classes)
-        # Trained beside the GRU, left out when reading: its loss reaches the convolutions directly.
-        self.shortcut_head = nn.Conv1d(channels, classes, 3, 1, 1)
+        self.local_head = nn.Conv1d(channels, classes, 3, 1, 1)
 
     def features(self, images: Tensor) -> Tensor:
         """Return (T, N, channels) from uint8 or float images (N, 3, H, W) with values 0 to 255."""
@@ -94,20 +120,23 @@ class Crnn(nn.Module):
         return feature_map.squeeze(2).permute(2, 0, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return log_probs (T, N, C), natural logarithm, from images (N, 3, H, W) with values 0 to 255."""
-        return self._read(self.features(images))
+        """Return log_probs (T, N, C), natural logarithm, from images (N, 3, H, W) with values 0 to 255.
 
-    def forward_both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return forward's log_probs and those of the head that reads the convolutional features alone."""
-        features = self.features(images)
-        shortcut = self.shortcut_head(self.dropout(features).permute(1, 2, 0)).permute(2, 0, 1)
-        return self._read(features), F.log_softmax(shortcut.float(), dim=2)
-
-    def _read(self, features: Tensor) -> Tensor:
+        The logits are a sum: what the convolutions see at a frame, and what the GRU adds for its surroundings.
+        In training the GRU's part is left out for a random half of the images (as whole layers are in Huang et al.,
+        2016, arXiv:1603.09382). So each character is learned by its looks first, and the GRU, which could learn whole
+        training images by heart, stays a correction.
+        """
+        features = self.dropout(self.features(images))
         # Single precision on a CPU too: there, the GRU's many small steps are slower in bfloat16.
         with torch.autocast(features.device.type, enabled=features.is_cuda):
-            sequence, _ = self.gru(self.dropout(features.float()))
-            return F.log_softmax(self.head(self.dropout(sequence)).float(), dim=2)
+            features = features.float()
+            local_logits = self.local_head(features.permute(1, 2, 0)).permute(2, 0, 1)
+            sequence, _ = self.gru(features)
+            logits = self.head(self.dropout(sequence))
+            if self.training:
+                logits = logits * (torch.rand((1, len(images), 1), device=logits.device) < GRU_SHARE)
+            return F.log_softmax((local_logits + logits).float(), dim=2)
 
 
 def to_onnx(model: Crnn, height: int) -> bytes:

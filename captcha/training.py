@@ -28,7 +28,6 @@ EPOCH_IMAGES = 1000
 
 WARM_UP_STEPS = 200
 AUGMENTATION_RAMP = 0.1  # share of the training over which the augmentation grows to its full strength
-SHORTCUT_WEIGHT = 0.5  # of the loss of the head that reads the convolutional features alone
 WEIGHT_DECAY = 0.01
 GRADIENT_NORM = 5.0
 AVERAGE_DECAY = 0.99  # of the moving average of the weights, which is the model that counts
@@ -126,10 +125,10 @@ def train_epochs(
             images = augment(images, min(1.0, step / (AUGMENTATION_RAMP * steps)), changes)
             targets = [vocabulary.encode(sample.text) for sample in samples]
             with torch.autocast(device.type, torch.bfloat16, enabled=_has_bfloat16(device)):
-                log_probs, shortcut = model.forward_both(images.contiguous(memory_format=torch.channels_last))
+                log_probs = model(images.contiguous(memory_format=torch.channels_last))
             loss = ctc_loss(log_probs, targets)
             optimizer.zero_grad()
-            (loss + SHORTCUT_WEIGHT * ctc_loss(shortcut, targets)).backward()
+            loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
             optimizer.step()
             schedule.step()

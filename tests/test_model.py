@@ -1,0 +1,203 @@
+import urllib.error
+from collections.abc import Callable
+from http.client import RemoteDisconnected
+from pathlib import Path
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.models import ResNet18_Weights, resnet18
+
+from captcha.config import FRAME_STRIDE, Backbone
+from captcha.model import Crnn, PretrainedError, to_onnx
+
+CLASSES, HEIGHT = 11, 32
+BACKBONES: tuple[Backbone, ...] = ("compact", "resnet18")
+
+
+def random_images(count: int, width: int, height: int = HEIGHT) -> Tensor:
+    generator = torch.Generator().manual_seed(width)
+    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def lived_in(model: Crnn) -> Crnn:
+    """The model in eval mode, its batch norms no longer as they were made."""
+    model.train()
+    with torch.no_grad():
+        model(random_images(4, 96))
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def model(request: pytest.FixtureRequest) -> Crnn:
+    torch.manual_seed(0)
+    return lived_in(Crnn(request.param, CLASSES, HEIGHT))
+
+
+@pytest.mark.parametrize(("count", "width"), [(1, 16), (3, 96), (2, 208)])
+def test_log_probs_are_frames_by_images_by_classes_and_each_frame_sums_to_1(
+    model: Crnn, count: int, width: int
+) -> None:
+    with torch.inference_mode():
+        log_probs = model(random_images(count, width))
+    assert log_probs.shape == (width // FRAME_STRIDE, count, CLASSES)
+    assert log_probs.dtype == torch.float32
+    torch.testing.assert_close(log_probs.double().exp().sum(2), torch.ones(width // FRAME_STRIDE, count).double())
+
+
+@pytest.mark.parametrize("height", [48, 64, 128])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_images_may_have_any_height_that_a_config_allows(backbone: Backbone, height: int) -> None:
+    with torch.inference_mode():
+        log_probs = Crnn(backbone, CLASSES, height).eval()(random_images(1, 64, height))
+    assert log_probs.shape == (64 // FRAME_STRIDE, 1, CLASSES)
+
+
+def test_there_are_frames_enough_for_every_other_character_to_repeat() -> None:
+    # An eighth of the width at the least; at a twentieth, labels with adjacent repeats cannot be read.
+    assert FRAME_STRIDE <= 8
+
+
+def test_bytes_and_floats_of_an_image_are_read_alike(model: Crnn) -> None:
+    images = random_images(2, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), model(images.float()))
+
+
+def test_what_an_image_says_does_not_depend_on_its_batch(model: Crnn) -> None:
+    images = random_images(5, 64)
+    images[3] = 255  # nor on one that is unlike the others
+    with torch.inference_mode():
+        together = model(images)
+        for i in range(5):
+            torch.testing.assert_close(model(images[i : i + 1])[:, 0], together[:, i], atol=1e-5, rtol=1e-5)
+
+
+def test_what_stands_in_the_image_changes_what_is_read(model: Crnn) -> None:
+    first, second = random_images(2, 64)
+    with torch.inference_mode():
+        assert not torch.allclose(model(first[None]), model(second[None]), atol=1e-3)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_dropout_is_applied_in_training_and_not_in_reading(backbone: Backbone) -> None:
+    image = random_images(1, 64)
+
+    def distinct_outputs(model: Crnn) -> int:
+        with torch.no_grad():
+            return len({model(image).numpy().tobytes() for _ in range(12)})
+
+    dropping, keeping = Crnn(backbone, CLASSES, HEIGHT, dropout=0.1), Crnn(backbone, CLASSES, HEIGHT, dropout=0.0)
+    assert distinct_outputs(dropping.train()) > 8
+    assert distinct_outputs(keeping.train()) <= 2  # whole branches may be left out in training, for all dropout
+    assert distinct_outputs(dropping.eval()) == 1
+
+
+def test_compact_has_about_a_million_parameters() -> None:
+    assert 0.5e6 < sum(p.numel() for p in Crnn("compact", 37, 64).parameters()) < 2e6
+
+
+@pytest.fixture
+def imagenet_stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Tensor]:
+    """Random weights in the place where torch keeps downloaded ones: a stand-in for ImageNet's."""
+    torch.manual_seed(7)
+    weights: dict[str, Tensor] = {key: value.clone() for key, value in resnet18().state_dict().items()}
+    checkpoints = tmp_path / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    torch.save(weights, checkpoints / ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1])
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return weights
+
+
+def test_pretrained_weights_are_those_that_training_starts_from(imagenet_stand_in: dict[str, Tensor]) -> None:
+    torch.manual_seed(0)
+    model = Crnn("resnet18", CLASSES, HEIGHT, pretrained=True)
+
+    def trained_values(tensors: dict[str, Tensor]) -> list[Tensor]:
+        return [value for value in tensors.values() if value.is_floating_point()]
+
+    used = [value for key, value in imagenet_stand_in.items() if not key.startswith(("layer4.", "fc."))]
+    expected = trained_values(dict(enumerate(used)))  # type: ignore[arg-type]
+    found = trained_values(model.backbone.state_dict())
+    assert len(found) == len(expected) > 70
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_without_pretrained_the_weights_follow_the_seed(imagenet_stand_in: dict[str, Tensor]) -> None:
+    models = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        models.append(Crnn("resnet18", CLASSES, HEIGHT))
+    first, same, other = (next(model.backbone.parameters()) for model in models)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, imagenet_stand_in["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        urllib.error.URLError("Name or service not known"),
+        urllib.error.HTTPError("https://example.org", 404, "Not Found", None, None),  # type: ignore[arg-type]
+        RemoteDisconnected(),
+        TimeoutError("timed\nout"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_weights_that_cannot_be_downloaded_are_one_line_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], failure: Exception
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise failure
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    with pytest.raises(PretrainedError, match=r"^the pretrained weights cannot be had from https://[^\n]*$") as caught:
+        Crnn("resnet18", CLASSES, HEIGHT, pretrained=True)
+    assert "train without --pretrained" in str(caught.value)
+    assert str(tmp_path / "hub" / "checkpoints") in str(caught.value)
+
+
+def test_a_damaged_download_is_one_line_too(imagenet_stand_in: dict[str, Tensor], tmp_path: Path) -> None:
+    (file,) = (tmp_path / "hub" / "checkpoints").iterdir()
+    for content in (file.read_bytes()[:100_000], b"<html>no such file</html>", b""):
+        file.write_bytes(content)
+        with pytest.raises(PretrainedError, match=r"^[^\n]*train without --pretrained[^\n]*$"):
+            Crnn("resnet18", CLASSES, HEIGHT, pretrained=True)
+
+
+@pytest.fixture(scope="module")
+def onnx_log_probs(model: Crnn) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    session = onnxruntime.InferenceSession(to_onnx(model, HEIGHT), providers=["CPUExecutionProvider"])
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        (log_probs,) = session.run(["log_probs"], {"images": images})
+        return np.asarray(log_probs)
+
+    return run
+
+
+@pytest.mark.parametrize(("count", "width"), [(1, 128), (1, 16), (3, 208), (7, 96)])
+def test_the_exported_graph_computes_what_pytorch_does_for_any_batch_and_width(
+    model: Crnn, onnx_log_probs: Callable[[NDArray[np.uint8]], NDArray[np.float32]], count: int, width: int
+) -> None:
+    images = random_images(count, width)
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    exported = onnx_log_probs(images.numpy())
+    assert exported.dtype == np.float32
+    np.testing.assert_allclose(exported, expected, atol=1e-4, rtol=0)
+
+
+def test_exporting_leaves_the_model_as_it_is() -> None:
+    model = Crnn("compact", CLASSES, HEIGHT).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    first, second = to_onnx(model, HEIGHT), to_onnx(model, HEIGHT)
+    assert first == second
+    assert model.training
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
