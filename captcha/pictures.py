@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
 from captcha.evaluation import Evaluation
@@ -71,8 +72,10 @@ def confusion_figure(evaluation: Evaluation, shown: int = 20) -> Figure:
 
 
 def _plain(text: str) -> str:
-    """Keep matplotlib from reading dollar signs in a label as mathematics."""
-    return text.replace("$", r"\$")
+    r"""Keep matplotlib from reading dollar signs as mathematics; spell out what its font lacks (中 as \u4e2d)."""
+    font = get_font(findfont(FontProperties()))
+    shown = (c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown).replace("$", r"\$")
 
 
 def _rendered(figure: Figure) -> Image:

@@ -1,7 +1,10 @@
 """Small drawn pictures for the tests, so that none needs a download."""
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -48,3 +51,42 @@ def captcha_folder(tmp_path: Path, write_image: Callable[..., Path]) -> Path:
     for number in range(60):
         write_image(folder / f"{number * 7:03d}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread while a module's tests run: its small steps wait for each other on busy cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def new_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as MLflow makes it; copies are there at once, a new one takes seconds."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory, new_mlflow_database: Path) -> Iterator[Path]:
+    """An empty folder that MLflow tracks into and that is the working folder while a module's tests run."""
+    from mlflow.tracking import fluent
+    from mlflow.tracking._tracking_service import utils
+
+    folder = tmp_path_factory.mktemp("a folder with spaces")
+    shutil.copy(new_mlflow_database, folder / "mlflow.db")
+    with mock.patch.dict(os.environ), pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+            del os.environ[name]
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        patch.setattr(utils, "_tracking_uri", None)
+        patch.setattr(fluent, "_active_experiment_id", None)
+        patch.chdir(folder)
+        yield folder

@@ -45,7 +45,7 @@ def test_log_probs_are_frames_by_images_by_classes_and_each_frame_sums_to_1(
         log_probs = model(random_images(count, width))
     assert log_probs.shape == (width // FRAME_STRIDE, count, CLASSES)
     assert log_probs.dtype == torch.float32
-    torch.testing.assert_close(log_probs.double().exp().sum(2), torch.ones(width // FRAME_STRIDE, count).double())
+    torch.testing.assert_close(log_probs.exp().sum(2), torch.ones(width // FRAME_STRIDE, count))
 
 
 @pytest.mark.parametrize("height", [48, 64, 128])

@@ -1,0 +1,262 @@
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import cv2
+import mlflow
+import numpy as np
+import onnx.parser
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, Run
+from mlflow.tracking import fluent
+from mlflow.tracking._tracking_service import utils
+
+from captcha import registry, serving
+from captcha.recognizer import save_recognizer
+from captcha.registry import LOGGED_MODEL, RegistryError, is_champion, load_recognizer, register, tracked_run
+from captcha.vocabulary import Vocabulary
+
+# Reads nothing, whatever the image: log_probs (1, N, 2), the blank certain.
+BLANK = """
+<ir_version: 10, opset_import: ["": 18]>
+blank (uint8[N, 3, H, W] images) => (float[1, N, C] log_probs)
+<float[2] frame = {-0.01, -4.6}>
+{
+    shape = Shape(images)
+    one = Constant<value_ints = [1]>()
+    zero = Constant<value_ints = [0]>()
+    count = Slice(shape, zero, one)
+    two = Constant<value_ints = [2]>()
+    wanted = Concat<axis = 0>(one, count, two)
+    log_probs = Expand(frame, wanted)
+}
+"""
+EXAMPLE = cv2.imencode(".png", np.zeros((16, 32, 3), np.uint8))[1].tobytes()
+
+
+@pytest.fixture(autouse=True)
+def place(tracking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that MLflow tracks into; what a test sets there in MLflow's process-wide state is undone."""
+    monkeypatch.setattr(utils, "_tracking_uri", None)
+    monkeypatch.setattr(fluent, "_active_experiment_id", None)
+    with mock.patch.dict(os.environ):
+        yield tracking
+        while mlflow.active_run():
+            mlflow.end_run()
+
+
+def status(run: Run) -> str:
+    return str(MlflowClient().get_run(run.info.run_id).info.status)
+
+
+# Where runs are tracked
+
+
+def test_without_a_tracking_uri_runs_go_to_the_projects_own_database(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setattr(registry, "project_root", lambda: tmp_path)
+    registry.connect()
+    assert mlflow.get_tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def test_a_tracking_uri_that_a_person_has_set_is_obeyed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(registry, "project_root", lambda: tmp_path)
+    registry.connect()
+    assert mlflow.get_tracking_uri() == "http://127.0.0.1:9"
+
+
+def test_a_new_experiment_in_the_projects_database_keeps_its_artifacts_in_mlruns(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "project_root", lambda: place)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "in our own")
+    with tracked_run("a run"):
+        mlflow.log_text("hello", "note.txt")
+    assert [path.read_text() for path in (place / "mlruns" / "in our own").rglob("note.txt")] == ["hello"]
+
+
+# Runs
+
+
+def test_a_run_that_ends_is_finished_with_its_name_in_the_experiment_captcha() -> None:
+    with tracked_run("a name") as run:
+        assert status(run) == "RUNNING"
+    assert status(run) == "FINISHED"
+    assert run.info.run_name == "a name"
+    assert MlflowClient().get_experiment(run.info.experiment_id).name == "captcha"
+    assert mlflow.active_run() is None
+
+
+def test_another_experiment_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another one")
+    with tracked_run("a run") as run:
+        pass
+    assert MlflowClient().get_experiment(run.info.experiment_id).name == "another one"
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (ValueError("a fault"), "FAILED"),
+        (MemoryError(), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(143), "KILLED"),  # what the CLI makes of SIGTERM
+    ],
+    ids=["fault", "memory", "Ctrl-C", "SIGTERM"],
+)
+def test_a_run_that_is_broken_off_is_failed_or_killed(error: BaseException, ending: str) -> None:
+    with pytest.raises(type(error)), tracked_run("a run") as run:
+        raise error
+    assert status(run) == ending
+    assert mlflow.active_run() is None
+
+
+@pytest.fixture
+def parent_run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """What `mlflow run` leaves its child: a run in the default experiment, named by the environment."""
+    run = MlflowClient().create_run("0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    return run
+
+
+def test_the_run_of_mlflow_run_is_gone_on_with(parent_run: Run) -> None:
+    with tracked_run("a name") as run:
+        mlflow.log_param("epochs", 3)
+    assert run.info.run_id == parent_run.info.run_id
+    after = MlflowClient().get_run(run.info.run_id)
+    assert after.data.params == {"epochs": "3"}
+    assert after.info.status == "FINISHED"
+    assert after.info.run_name == "a name"
+
+
+def test_a_run_whose_artifacts_nobody_can_write_is_left_for_one_of_our_own(place: Path, parent_run: Run) -> None:
+    # As where `mlflow ui` has made the database. MLflow's client makes no such run, so its row is changed.
+    with sqlite3.connect(place / "mlflow.db") as database:
+        database.execute(
+            "UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?",
+            (f"mlflow-artifacts:/0/{parent_run.info.run_id}/artifacts", parent_run.info.run_id),
+        )
+    database.close()
+
+    with tracked_run("a name") as run:
+        mlflow.log_text("hello", "note.txt")
+
+    assert run.info.run_id != parent_run.info.run_id
+    assert MlflowClient().get_experiment(run.info.experiment_id).name == "captcha"
+    assert status(run) == "FINISHED"
+    tags = MlflowClient().get_run(parent_run.info.run_id).data.tags
+    assert "stands in the experiment `captcha`" in tags["mlflow.note.content"]
+
+
+# The registry
+
+PARAMS = {"backbone": "compact", "data": "folder", "vocabulary_used": "abc", "seed": "0"}
+
+
+def trained_run(match: float, test_digest: str = "d1") -> str:
+    """Return the id of a run as `experiment.train` leaves one; its logged model is a stand-in without files."""
+    with tracked_run("a training") as run:
+        model = mlflow.initialize_logged_model(LOGGED_MODEL)
+        mlflow.log_params(PARAMS | {"test_digest": test_digest})
+        figures = {"exact_match": match, "exact_match_low": 0.5, "exact_match_high": 0.99, "cer": 0.1, "n": 40}
+        mlflow.log_metrics({f"test/{key}": value for key, value in figures.items()})
+        mlflow.set_tag("sha256.model.onnx", "0123")
+        MlflowClient().log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        mlflow.finalize_logged_model(model.model_id, "READY")
+    return str(run.info.run_id)
+
+
+def champion(name: str) -> int:
+    return int(MlflowClient().get_model_version_by_alias(name, "champion").version)
+
+
+def test_the_first_version_is_champion_and_says_what_it_is() -> None:
+    assert register(trained_run(0.925), "first") == ("first", 1, "first version 1 registered, the first champion")
+    assert champion("first") == 1
+    version = MlflowClient().get_model_version("first", "1")
+    assert {
+        "backbone": "compact",
+        "data": "folder",
+        "vocabulary": "abc",
+        "exact_match": "0.9250",
+        "cer": "0.1000",
+        "test_images": "40",
+        "test_digest": "d1",
+        "onnx_sha256": "0123",
+    }.items() <= version.tags.items()
+    assert "exact match 92.50% (50.00% to 99.00%) on 40 test images" in str(version.description)
+    assert "Reads text CAPTCHAs" in str(MlflowClient().get_registered_model("first").description)
+
+
+def test_the_same_model_registered_twice_is_one_version() -> None:
+    run_id = trained_run(0.9)
+    register(run_id, "twice")
+    assert register(run_id, "twice") == ("twice", 1, "twice version 1 is this model already")
+    assert len(MlflowClient().search_model_versions("name = 'twice'")) == 1
+    assert register(run_id, "under another name")[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("match", "test_digest", "now", "reason"),
+    [
+        (0.95, "d1", 2, "0.9500 exact match; the new champion: 0.9500 in place of 0.9000 on the same test"),
+        (0.90, "d1", 1, "0.9000 exact match; version 1 stays champion: 0.9000 on the same test"),
+        (0.80, "d1", 1, "0.8000 exact match; version 1 stays champion: 0.9000 on the same test"),
+        (0.95, "d2", 1, "0.9500 exact match; version 1 stays champion: the two were tested on different images"),
+    ],
+    ids=["better", "as good", "worse", "other test"],
+)
+def test_a_champion_is_beaten_on_its_own_test_images_alone(
+    match: float, test_digest: str, now: int, reason: str, request: pytest.FixtureRequest
+) -> None:
+    name = request.node.callspec.id
+    register(trained_run(0.9), name)
+    assert register(trained_run(match, test_digest), name) == (name, 2, f"{name} version 2 registered with {reason}")
+    assert champion(name) == now
+    assert is_champion(name, now)
+    assert not is_champion(name, 3 - now)
+
+
+def test_no_version_of_an_unknown_model_is_champion() -> None:
+    assert not is_champion("nobody has registered this", 1)
+
+
+def test_an_unknown_run_is_one_line() -> None:
+    with pytest.raises(RegistryError, match=r"^run 0123456789abcdef: [^\n]*not found[^\n]*$"):
+        register("0123456789abcdef", "unknown")
+
+
+def test_a_run_without_a_model_is_one_line_and_leaves_nothing_registered() -> None:
+    with tracked_run("an evaluation") as run:
+        pass
+    with pytest.raises(RegistryError, match=rf"^run {run.info.run_id} holds no model named recognizer: [^\n]*$"):
+        register(run.info.run_id, "empty")
+    assert MlflowClient().search_registered_models("name = 'empty'") == []
+
+
+@pytest.mark.parametrize("uri", ["models:/nobody@champion", "models:/nobody/1", "models:/m-0123", "runs:/0123/model"])
+def test_an_unknown_model_is_one_line(uri: str) -> None:
+    with pytest.raises(RegistryError, match=rf"^{uri}: [^\n]*; train one first, or name another$"):
+        load_recognizer(uri)
+
+
+def test_the_registered_recognizer_is_the_one_that_was_logged(tmp_path: Path) -> None:
+    save_recognizer(tmp_path / "recognizer", onnx.parser.parse_model(BLANK).SerializeToString(), Vocabulary("a"), 16)
+    with tracked_run("a training") as run:
+        mlflow.log_params(PARAMS | {"test_digest": "d1"})
+        mlflow.log_metrics({f"test/{key}": 1.0 for key in ("exact_match", "exact_match_low", "exact_match_high")})
+        mlflow.log_metrics({"test/cer": 0.0, "test/n": 1})
+        mlflow.set_tag("sha256.model.onnx", "0123")
+        info = serving.log_model(LOGGED_MODEL, tmp_path / "recognizer", EXAMPLE)
+    register(run.info.run_id, "logged")
+    for uri in ("models:/logged@champion", "models:/logged/1", info.model_uri):
+        recognizer = load_recognizer(uri)
+        assert (recognizer.vocabulary.characters, recognizer.height) == ("a", 16)
+        assert [reading.text for reading in recognizer.read([np.zeros((20, 50, 3), np.uint8)])] == [""]

@@ -1,0 +1,246 @@
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captcha import training
+from captcha.config import TrainConfig
+from captcha.data import Sample, Split
+from captcha.evaluation import Evaluation
+from captcha.model import Crnn
+from captcha.recognizer import Reading
+from captcha.training import EpochResult, TrainingError, ctc_loss, diagnosis, torch_recognizer, train_epochs
+from captcha.vocabulary import Vocabulary
+
+TEXTS = ["274", "055", "918", "360"]
+VOCABULARY = Vocabulary("0123456789")
+
+
+@pytest.fixture(autouse=True)
+def _small_and_on_one_core(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    monkeypatch.setattr(training, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(training, "EPOCH_IMAGES", 1)
+
+
+@pytest.fixture(scope="module")
+def samples(draw: Callable[..., NDArray[np.uint8]]) -> list[Sample]:
+    return [Sample(f"{text}.png", text, draw(text, width=64)) for text in TEXTS]
+
+
+def config(**settings: object) -> TrainConfig:
+    return TrainConfig.model_validate({"backbone": "compact", "height": 32, "batch_size": 4, "epochs": 2} | settings)
+
+
+def run(samples: list[Sample], **settings: object) -> list[EpochResult]:
+    return list(train_epochs(config(**settings), Split(samples, samples, []), VOCABULARY))
+
+
+# The loss
+
+
+def log_probability(log_probs: NDArray[np.float64], target: Sequence[int]) -> float:
+    """log P(target) as the sum over every path, the definition of CTC: (T, C) log_probs."""
+    total = 0.0
+    for path in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
+        if [label for label, _ in itertools.groupby(path) if label] == list(target):
+            total += math.exp(sum(frame[label] for frame, label in zip(log_probs, path, strict=True)))
+    return math.log(total)
+
+
+def test_the_loss_is_minus_the_log_probability_of_all_paths_averaged_over_images() -> None:
+    targets = [[1], [1, 2], [2, 2], [1, 2, 1], [2]]
+    log_probs = torch.randn((4, len(targets), 3), generator=torch.Generator().manual_seed(0)).log_softmax(2)
+    expected = [-log_probability(log_probs[:, n].double().numpy(), target) for n, target in enumerate(targets)]
+    assert ctc_loss(log_probs, targets).item() == pytest.approx(sum(expected) / len(targets), rel=1e-5)
+    for n, target in enumerate(targets):
+        assert ctc_loss(log_probs[:, n : n + 1], [target]).item() == pytest.approx(expected[n], rel=1e-5)
+
+
+def test_a_label_that_cannot_align_is_not_hidden() -> None:
+    log_probs = torch.zeros((2, 2, 3)).log_softmax(2)
+    assert math.isinf(ctc_loss(log_probs, [[1], [2, 2]]).item())
+
+
+# The loop
+
+
+def test_a_few_images_are_learned_by_heart(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "EPOCH_IMAGES", 80)
+    monkeypatch.setattr(training, "AVERAGE_DECAY", 0.5)  # the average follows within a few steps
+    monkeypatch.setattr(training, "augment", lambda images, strength, generator: images.float())
+    split = Split(samples, samples, [])
+    for result in train_epochs(config(epochs=20, dropout=0.0), split, VOCABULARY):
+        if result.validation.exact_match == 1:
+            break
+    assert result.validation.predictions == TEXTS
+    assert result.train_loss is not None
+    assert result.train_loss < 3
+    readings = torch_recognizer(result.model, VOCABULARY, 32).read([sample.image for sample in samples])
+    assert readings == result.validation.readings
+
+
+def test_one_seed_gives_the_same_losses_and_another_seed_others(samples: list[Sample]) -> None:
+    def losses(seed: int) -> list[float | None]:
+        results = run(samples, seed=seed, batch_size=3)
+        return [loss for result in results for loss in (result.train_loss, result.validation.loss)]
+
+    first = losses(5)
+    torch.rand(3)  # what was drawn before does not matter
+    assert losses(5) == first
+    other = losses(6)
+    assert all(a != b for a, b in zip(first, other, strict=True) if a is not None)
+
+
+def test_epoch_0_is_the_model_before_training_and_each_epoch_changes_every_weight(samples: list[Sample]) -> None:
+    states: list[dict[str, Tensor]] = []
+    results: list[EpochResult] = []
+    for result in train_epochs(config(epochs=2), Split(samples, samples, []), VOCABULARY):
+        states.append({key: value.clone() for key, value in result.model.named_parameters()})
+        results.append(result)
+    assert [result.epoch for result in results] == [0, 1, 2]
+    assert results[0].train_loss is None
+    assert results[0].improved
+    assert all(result.train_loss and math.isfinite(result.train_loss) for result in results[1:])
+    assert all(result.images_per_second > 0 < result.epoch_seconds for result in results[1:])
+    for before, after in itertools.pairwise(states):
+        assert [key for key in before if torch.equal(before[key], after[key])] == []
+
+
+def test_the_learning_rate_ends_far_below_its_highest_value(samples: list[Sample]) -> None:
+    results = run(samples, epochs=6, learning_rate=0.002)
+    rates = [result.learning_rate for result in results[1:]]
+    assert max(rates) <= 0.002
+    assert rates[-1] < 0.0002
+
+
+def test_every_image_is_learned_from_before_any_comes_again(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def note(log_probs: Tensor, targets: list[list[int]]) -> Tensor:
+        seen.extend(map(tuple, targets))
+        return ctc_loss(log_probs, targets)
+
+    monkeypatch.setattr(training, "ctc_loss", note)
+    monkeypatch.setattr(training, "EPOCH_IMAGES", 12)
+    run(samples, epochs=1, batch_size=3)
+    assert len(seen) == 12
+    rounds = [sorted(seen[start : start + 4]) for start in (0, 4, 8)]
+    assert rounds == [sorted(tuple(VOCABULARY.encode(text)) for text in TEXTS)] * 3
+
+
+def test_the_test_part_is_not_touched(samples: list[Sample]) -> None:
+    split = Split(samples, samples, cast("list[Sample]", None))
+    assert len(list(train_epochs(config(epochs=1), split, VOCABULARY))) == 2
+
+
+def test_images_of_several_widths_are_trained_on_together(
+    samples: list[Sample], draw: Callable[..., NDArray[np.uint8]]
+) -> None:
+    wide = [Sample(f"wide {text}", text, draw(text, width=130)) for text in TEXTS]
+    results = run(samples + wide, epochs=1, batch_size=8)
+    assert results[-1].train_loss is not None
+    assert math.isfinite(results[-1].train_loss)
+
+
+def test_progress_wraps_the_steps_of_each_epoch(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "EPOCH_IMAGES", 9)
+    wrapped: list[range] = []
+
+    def progress(steps: range) -> range:
+        wrapped.append(steps)
+        return steps
+
+    list(train_epochs(config(epochs=2), Split(samples, samples, []), VOCABULARY, progress))
+    assert wrapped == [range(3), range(3)]
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, figures: Sequence[tuple[int, float]]) -> None:
+    """Put evaluations with these (right of four, loss) in the place of what the model reads."""
+    rest = iter(figures)
+
+    def stand_in(recognizer: object, samples: list[Sample]) -> Evaluation:
+        right, loss = next(rest)
+        texts = [sample.text if i < right else "" for i, sample in enumerate(samples)]
+        return Evaluation(samples, [Reading(text, 0.5, []) for text in texts], loss)
+
+    monkeypatch.setattr(training, "evaluate", stand_in)
+
+
+def test_training_ends_after_as_many_epochs_without_a_better_one_as_patience_says(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [(0, 9.0), (1, 8.0), (1, 8.0), (2, 9.0), (1, 1.0), (0, 1.0), (2, 9.0), (4, 0.0)])
+    results = run(samples, epochs=10, patience=3)
+    assert [result.epoch for result in results if result.improved] == [0, 1, 3]
+    assert results[-1].epoch == 6
+
+
+def test_more_exact_matches_are_better_and_of_as_many_the_lower_loss(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [(0, 9.0), (0, 8.0), (0, 8.5), (1, 20.0), (0, 0.1), (1, 19.0), (1, 19.0)])
+    results = run(samples, epochs=6, patience=15)
+    assert [result.improved for result in results] == [True, True, False, True, False, True, False]
+
+
+def test_a_loss_that_is_no_number_ends_the_training_in_one_line(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "augment", lambda images, strength, generator: images.float() * math.nan)
+    with pytest.raises(TrainingError, match=r"^the loss became nan in epoch 1: [^\n]*lower learning rate than 0.01$"):
+        run(samples, learning_rate=0.01)
+
+
+# The diagnosis
+
+
+def epoch(
+    number: int, predictions: Sequence[str], train_loss: float | None, loss: float, references: Sequence[str] = TEXTS
+) -> EpochResult:
+    samples = [Sample("", text, np.zeros((1, 1, 3), np.uint8)) for text in references]
+    validation = Evaluation(samples, [Reading(text, 0.5, []) for text in predictions], loss)
+    return EpochResult(number, cast(Crnn, None), validation, False, train_loss, 0.001, 100.0, 1.0)
+
+
+def test_a_training_that_reads_nothing_is_told_to_sit_on_the_plateau() -> None:
+    line = diagnosis([epoch(20, [""] * 4, 9.0, 9.0)], 60)
+    assert line is not None
+    assert line.startswith("after 20 epochs every reading is empty (loss 9.0)")
+    assert "all-blank plateau" in line
+    assert "\n" not in line
+
+
+def test_a_training_that_reads_one_text_everywhere_does_not_see_the_images() -> None:
+    line = diagnosis([epoch(20, ["2"] * 4, 9.0, 9.0)], 20)
+    assert line is not None
+    assert line.startswith("after 20 epochs every reading is '2': the model does not see the images")
+    assert diagnosis([epoch(20, ["2"] * 4, 9.0, 9.0, references=["2"] * 4)], 20) is None
+
+
+def test_a_training_that_knows_its_images_by_heart_needs_more_of_them() -> None:
+    line = diagnosis([epoch(50, ["274", "0", "9", "3"], 0.02, 6.0)], 50)
+    assert line is not None
+    assert "nearly known by heart (loss 0.02), but 25% of validation's are read (loss 6.00)" in line
+
+
+def test_a_training_that_goes_well_is_left_in_peace() -> None:
+    assert diagnosis([epoch(50, TEXTS, 0.02, 0.01)], 50) is None  # it reads
+    assert diagnosis([epoch(50, ["274", "0", "9", "3"], 5.0, 6.0)], 50) is None  # it still learns
+    assert diagnosis([epoch(50, ["274", "055", "918", "3"], 0.02, 6.0)], 50) is None  # most are right
+
+
+def test_the_first_epochs_and_those_between_are_not_judged() -> None:
+    stuck = [""] * 4
+    assert diagnosis([epoch(0, stuck, None, 9.0)], 50) is None
+    assert diagnosis([epoch(1, stuck, 9.0, 9.0)], 3) is None
+    assert diagnosis([epoch(17, stuck, 9.0, 9.0)], 50) is None
+    assert diagnosis([epoch(16, stuck, 9.0, 9.0)], 50) is not None
+    assert diagnosis([epoch(50, stuck, 9.0, 9.0)], 50) is not None
