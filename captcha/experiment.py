@@ -32,7 +32,7 @@ from captcha.registry import LOGGED_MODEL, tracked_run
 from captcha.training import EpochResult, TrainingError, choose_device, diagnosis, torch_recognizer, train_epochs
 from captcha.vocabulary import Vocabulary
 
-DRAWN_IMAGES = 3000
+DRAWN_IMAGES = 2500
 """How many images `draw:STYLE` draws for training, validation and test together."""
 
 EPOCHS_PER_PICTURE = 5
@@ -88,6 +88,8 @@ def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
         weights: dict[str, torch.Tensor] = {}
         for result in train_epochs(config, split, vocabulary, _progress):
             results.append(result)
+            if result.epoch == 0:
+                mlflow.log_params({"model_parameters": sum(p.numel() for p in result.model.parameters())})
             _log_epoch(config, result, echo)
             if result.improved:
                 weights = {

@@ -23,7 +23,7 @@ from captcha.model import Crnn
 from captcha.recognizer import Recognizer
 from captcha.vocabulary import Vocabulary
 
-EPOCH_IMAGES = 1000
+EPOCH_IMAGES = 500
 """Images in an epoch at the least: a smaller folder is gone through several times, changed anew each time."""
 
 WARM_UP_STEPS = 200
@@ -142,7 +142,9 @@ def train_epochs(
         seconds = time.perf_counter() - started
         validation = evaluate(recognizer, split.validation)
         improved = _rank(validation) > _rank(best)
-        best, waited = (validation, 0) if improved else (best, waited + 1)
+        # A lower loss alone is kept, but not waited for; nor is a training given up that has read nothing yet.
+        waited = 0 if validation.exact_match > best.exact_match or not validation.exact_match else waited + 1
+        best = validation if improved else best
         yield EpochResult(
             epoch,
             average,

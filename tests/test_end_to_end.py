@@ -1,0 +1,467 @@
+"""Whole jobs as a person starts them: real processes, real HTTP, real signals. A tiny training serves several tests."""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+MLFLOW = BIN / "mlflow"
+PATIENCE = 300  # seconds for anything to happen, on a machine that does much else
+CAPTCHA = (sys.executable, "-m", "captcha")
+
+# The least that learns to read the two large digits of the images below: seconds an epoch.
+TINY = {"backbone": "compact", "height": "32", "batch_size": "8", "learning_rate": "0.003"}
+PARAMETERS = [word for key, value in TINY.items() for word in ("-P", f"{key}={value}")]
+OPTIONS = [f"--{key.replace('_', '-')}={value}" for key, value in TINY.items()]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment without what it knows of MLflow, the tools of this Python first on PATH."""
+    foreign = ("MLFLOW_", "CAPTCHA_", "PYTEST_", "CONDA_", "UV_", "VIRTUAL_ENV")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    return kept | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | extra
+
+
+def call(*command: str | Path, cwd: Path, **variables: str) -> str:
+    """Return what a command prints on standard output; it must succeed."""
+    done = subprocess.run(
+        command, cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def until(what: Callable[[], Any], log: Path, process: "subprocess.Popen[bytes] | None" = None) -> Any:
+    """Return the first true thing that `what` gives, as long as the process lives."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := what()):
+        assert process is None or process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    return found
+
+
+@contextmanager
+def started(log: Path, *command: str | Path, cwd: Path, **variables: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start a command in a process group of its own, and leave nothing of the group behind."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=environment(**variables), stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        for sent in (signal.SIGTERM, signal.SIGKILL):
+            members = [each for each in psutil.process_iter() if _group(each) == process.pid]
+            for member in members:
+                member.send_signal(sent)
+            psutil.wait_procs(members, timeout=5)
+        process.wait()
+
+
+def _group(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return None
+
+
+@contextmanager
+def served(log: Path, health: str, *command: str | Path, cwd: Path, **variables: str) -> Iterator[str]:
+    """Start a server on a free port, and give its address once it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"{address}/{health}", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    with started(log, *command, "--port", str(port), cwd=cwd, **variables) as process:
+        until(answers, log, process)
+        yield address
+
+
+def fetch(url: str, content: object = None, **query: str) -> bytes:
+    """Return the body of the answer to a GET, or to a POST of the content as JSON."""
+    body = None if content is None else json.dumps(content).encode()
+    question = urllib.request.Request(f"{url}?{urllib.parse.urlencode(query)}" if query else url, body)
+    question.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(question, timeout=60) as answer:
+        return bytes(answer.read())
+
+
+def copy_project(folder: Path) -> Path:
+    """Copy to the folder what `mlflow run` needs of this project."""
+    shutil.copytree(ROOT / "captcha", folder / "captcha")
+    for file in ("MLproject", "conda.yaml"):
+        shutil.copy(ROOT / file, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a hundred PNGs, 64 x 32 pixels, each of two large digits that its name tells."""
+    folder = tmp_path_factory.mktemp("some images")
+    for text in (f"{number:02}" for number in range(100)):
+        image = cv2.imencode(".png", _two_digits(text))[1]
+        (folder / f"{text}.png").write_bytes(image.tobytes())
+    return folder
+
+
+def _two_digits(text: str) -> Any:
+    image = np.full((32, 64, 3), 255, np.uint8)
+    return cv2.putText(image, text, (8, 26), cv2.FONT_HERSHEY_SIMPLEX, 1.0, (0, 0, 0), 3)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that `mlflow run` has done with a tracking server."""
+
+    project: Path
+    tracking: str
+    client: MlflowClient
+    run: Run
+
+    def call(self, *command: str | Path, cwd: Path | None = None) -> str:
+        """Return what a command prints that tracks to the same server."""
+        return call(*command, cwd=cwd or self.project, MLFLOW_TRACKING_URI=self.tracking)
+
+    def run_of(self, entry_point: str) -> Run:
+        """Return the one run of an entry point in the default experiment."""
+        [run] = self.client.search_runs(["0"], f"tags.`mlflow.project.entryPoint` = '{entry_point}'")
+        return run
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real `mlflow server` on SQLite."""
+    folder = tmp_path_factory.mktemp("server")
+    storage = ("--backend-store-uri", "sqlite:///tracked.db", "--artifacts-destination", "./artifacts")
+    with served(folder / "log", "health", MLFLOW, "server", *storage, "--workers", "1", cwd=folder) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory, tracking: str, images: Path) -> Job:
+    """A training by `mlflow run`, called from another folder than the project's, whose path has spaces."""
+    project = copy_project(tmp_path_factory.mktemp("it") / "a project with spaces")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    command = (MLFLOW, "run", project, "--env-manager", "local", "-P", f"data={images}", "-P", "epochs=2")
+    call(*command, *PARAMETERS, cwd=elsewhere, MLFLOW_TRACKING_URI=tracking)
+    assert list(elsewhere.iterdir()) == []
+    client = MlflowClient(tracking)
+    [run] = client.search_runs(["0"], "tags.`mlflow.project.entryPoint` = 'main'")
+    return Job(project, tracking, client, run)
+
+
+def predictions_of(client: MlflowClient, run: Run, folder: Path) -> dict[str, tuple[str, float]]:
+    """Return text and confidence of each file in the table that a run has logged."""
+    path = client.download_artifacts(run.info.run_id, "test_predictions.json", str(folder))
+    table = json.loads(Path(path).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    return {row["file"]: (row["prediction"], row["confidence"]) for row in rows}
+
+
+def test_the_run_holds_parameters_metrics_pictures_and_tables(job: Job, images: Path) -> None:
+    assert job.run.info.status == "FINISHED"
+    params, metrics = job.run.data.params, job.run.data.metrics
+    assert TINY.items() <= params.items()
+    # MLflow logs what it has quoted for the shell; the tag has the folder's own name.
+    assert job.run.data.tags["data"] == str(images)
+    assert (params["data"], params["epochs"], params["vocabulary_used"]) == (f"'{images}'", "2", "0123456789")
+    for key in ("val/loss", "val/exact_match", "val/cer"):
+        assert [each.step for each in job.client.get_metric_history(job.run.info.run_id, key)] == [0, 1, 2]
+    for key in ("train/loss", "train/lr", "train/images_per_second", "train/epoch_seconds"):
+        assert [each.step for each in job.client.get_metric_history(job.run.info.run_id, key)] == [1, 2]
+    assert metrics["test/n"] == int(params["test_images"]) > 0
+    assert metrics["test/exact_match_low"] <= metrics["test/exact_match"] <= metrics["test/exact_match_high"]
+    assert any(key.startswith("system/") for key in metrics)
+    assert {dataset.tags[0].value for dataset in job.run.inputs.dataset_inputs} == {"train", "validation", "test"}
+    pictures = [file.path for file in job.client.list_artifacts(job.run.info.run_id, "images")]
+    assert {int(name.split("%step%")[1].split("%")[0]) for name in pictures} >= {0, 2}
+    files = {file.path for file in job.client.list_artifacts(job.run.info.run_id)}
+    assert files >= {"test_predictions.json", "test_confusion.json", "learning_curves.png", "weights"}
+
+
+def test_the_registered_version_is_the_champion_and_tells_where_it_comes_from(job: Job, images: Path) -> None:
+    version = job.client.get_model_version_by_alias("captcha-crnn", "champion")
+    assert (version.version, version.run_id) == ("1", job.run.info.run_id)
+    assert version.tags["data"] == str(images)
+    assert f"`{images}`" in version.description
+    assert version.tags["test_digest"] == job.run.data.params["test_digest"]
+    assert version.tags["exact_match"] == f"{job.run.data.metrics['test/exact_match']:.4f}"
+
+
+def test_four_ways_read_the_same(job: Job, images: Path, tmp_path: Path) -> None:
+    """The training's test, the entry point `evaluate`, `captcha predict`, and `mlflow models serve` over HTTP."""
+    trained = predictions_of(job.client, job.run, tmp_path)
+    run_project = (MLFLOW, "run", job.project, "--env-manager", "local", "-e")
+    job.call(*run_project, "evaluate", "-P", f"data={images}", cwd=tmp_path)
+    evaluation = job.run_of("evaluate")
+    assert evaluation.info.status == "FINISHED"
+    evaluated = predictions_of(job.client, evaluation, tmp_path)
+
+    rows = json.loads(job.call(*CAPTCHA, "predict", images, "--json"))
+    predicted = {Path(row["file"]).name: (row["text"], row["confidence"]) for row in rows}
+
+    files = sorted(images.iterdir())
+    request = {"dataframe_split": {"columns": ["image"], "data": [[_base64(file)] for file in files]}}
+    serve = (MLFLOW, "models", "serve", "-m", "models:/captcha-crnn@champion", "--env-manager", "local")
+    log = tmp_path / "serve.log"
+    with served(log, "ping", *serve, cwd=tmp_path, MLFLOW_TRACKING_URI=job.tracking) as address:
+        answer = json.loads(fetch(f"{address}/invocations", request))["predictions"]
+    answered = {file.name: (row["text"], row["confidence"]) for file, row in zip(files, answer, strict=True)}
+
+    def texts(readings: dict[str, tuple[str, float]]) -> dict[str, str]:
+        return {file: text for file, (text, _) in readings.items()}
+
+    assert len(set(texts(predicted).values())) > 10, "the model reads too little for agreement to mean anything"
+    assert texts(evaluated) == texts(predicted) == texts(answered)
+    assert trained
+    assert texts(trained) == {file: text for file, text in texts(predicted).items() if file in trained}
+    for other in (evaluated, answered):
+        assert [c for _, c in other.values()] == pytest.approx([c for _, c in predicted.values()], abs=1e-4)
+
+
+def _base64(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
+
+
+def test_the_entry_point_predict_prints_the_reading(job: Job, images: Path, tmp_path: Path) -> None:
+    image = images / "30.png"
+    expected = job.call(*CAPTCHA, "predict", image)
+    assert expected.count("\t") == 2
+    command = (MLFLOW, "run", job.project, "--env-manager", "local", "-e", "predict", "-P", f"image={image}")
+    assert expected in job.call(*command, cwd=tmp_path)
+    assert job.run_of("predict").info.status == "FINISHED"
+
+
+def test_the_entry_point_register_registers_once(job: Job, tmp_path: Path) -> None:
+    command = (MLFLOW, "run", job.project, "--env-manager", "local", "-e", "register")
+    for _ in range(2):
+        job.call(*command, "-P", f"run_id={job.run.info.run_id}", "-P", "name=another", cwd=tmp_path)
+    [version] = job.client.search_model_versions("name = 'another'")
+    assert version.run_id == job.run.info.run_id
+    assert job.client.get_model_version_by_alias("another", "champion").version == version.version
+
+
+def check_ui(address: str, project: Path) -> None:
+    """Check that an `mlflow ui` shows the one training: its run, whose files it lists and hands out, and its model."""
+    api = f"{address}/ajax-api/2.0/mlflow"
+    experiments = json.loads(fetch(f"{api}/experiments/search", {"max_results": 100}))["experiments"]
+    found = {"experiment_ids": [each["experiment_id"] for each in experiments], "filter": "metrics.`test/n` > 0"}
+    [run] = json.loads(fetch(f"{api}/runs/search", found))["runs"]
+    assert run["info"]["status"] == "FINISHED"
+    run_id = run["info"]["run_id"]
+
+    listed = json.loads(fetch(f"{api}/artifacts/list", run_id=run_id))["files"]
+    names = {file["path"] for file in listed if not file["is_dir"]}
+    assert names >= {"test_predictions.json", "test_confusion.png", "learning_curves.png"}
+    pictures = json.loads(fetch(f"{api}/artifacts/list", run_id=run_id, path="images"))["files"]
+    for path in [*names, *(file["path"] for file in pictures)]:
+        content = fetch(f"{address}/get-artifact", run_uuid=run_id, path=path)
+        assert content.startswith({".png": b"\x89PNG", ".json": b"{", ".webp": b"RIFF"}[Path(path).suffix])
+
+    latest = json.loads(fetch(f"{api}/registered-models/get", name="captcha-crnn"))["registered_model"]
+    assert [each["alias"] for each in latest["aliases"]] == ["champion"]
+    [model] = run["outputs"]["model_outputs"]
+    models = json.loads(fetch(f"{api}/logged-models/{model['model_id']}/artifacts/directories"))["files"]
+    assert "MLmodel" in {file["path"] for file in models}
+    assert list((project / "mlruns").iterdir())
+
+
+BARE = (MLFLOW, "run", ".", "-P", "epochs=1", *PARAMETERS)
+
+
+def test_a_bare_ui_started_first_shows_the_run_that_follows(tmp_path: Path, images: Path) -> None:
+    """The database is then the UI's, whose default experiment keeps its artifacts where no local run can write."""
+    project = copy_project(tmp_path / "project")
+    with served(tmp_path / "log", "health", MLFLOW, "ui", "--workers", "1", cwd=project) as address:
+        assert (project / "mlflow.db").exists()
+        call(*BARE, "--env-manager", "local", "-P", f"data={images}", cwd=project)
+        check_ui(address, project)
+        assert call(*CAPTCHA, "predict", images / "30.png", cwd=project).count("\t") == 2
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of wheels with the names and versions that conda.yaml pins, all empty but one.
+
+    That one lends the packages of the tested environment: it brings a .pth file with their folder. They stand in for
+    gigabytes of downloads; environments, their resolution and their installation are real.
+    """
+    folder = tmp_path_factory.mktemp("wheels")
+    [requirements] = [each["pip"] for each in conda_dependencies() if isinstance(each, dict)]
+    for requirement in [*requirements, "pip==999"]:
+        name, version = requirement.split("==")
+        stem = f"{name.replace('-', '_')}-{version}"
+        with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
+            information = f"{stem}.dist-info"
+            wheel.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            wheel.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{information}/RECORD", "")
+            if name == "mlflow":
+                wheel.writestr("lent.pth", f"{sysconfig.get_path('purelib')}\n")
+    return folder
+
+
+def conda_dependencies() -> list[Any]:
+    dependencies: list[Any] = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    return dependencies
+
+
+other_python = pytest.mark.skipif(
+    f"python={sys.version_info.major}.{sys.version_info.minor}" not in conda_dependencies(),
+    reason="the tested environment's packages are for another Python than conda.yaml asks for",
+)
+
+
+@other_python
+def test_uv_makes_the_environment(tmp_path: Path, images: Path, job: Job, wheels: Path) -> None:
+    """uv makes it for real, from conda.yaml as it is; the wheels it finds are stand-ins (see `wheels`)."""
+    variables = {
+        "MLFLOW_ENV_ROOT": str(tmp_path / "environments"),
+        "UV_CACHE_DIR": str(tmp_path / "cache"),
+        "UV_FIND_LINKS": str(wheels),
+        "UV_NO_INDEX": "1",
+        "UV_PYTHON_DOWNLOADS": "never",
+        "MLFLOW_TRACKING_URI": job.tracking,
+    }
+    command = (MLFLOW, "run", job.project, "--env-manager", "uv", "-e", "predict", "-P", f"image={images / '30.png'}")
+    assert f"{images / '30.png'}\t" in call(*command, cwd=tmp_path, **variables)
+    [environment] = (tmp_path / "environments").iterdir()
+    assert (environment / "pyvenv.cfg").read_text().count("uv = ") == 1
+
+
+CONDA = """#!/bin/sh
+# A stand-in for conda: it knows what MLflow asks of it and makes a virtual environment from the part under pip.
+envs="$(dirname "$0")/../envs"
+case "$1 $2" in
+    "env list") printf '{"envs": ['; ls -d "$envs"/* | sed 's/.*/"&"/' | paste -sd,; printf ']}' ;;
+    "env create") # -n NAME --file FILE
+        PYTHON -m venv "$envs/$4"
+        sed -n 's/^ *- \\(.*==.*\\)/\\1/p' "$6" >"$envs/$4/requirements.txt"
+        "$envs/$4/bin/pip" install --no-index --find-links WHEELS -r "$envs/$4/requirements.txt" ;;
+esac
+"""
+CONDA_SH = 'conda() { [ "$1" = activate ] && . "HOME/envs/$2/bin/activate"; }\n'
+
+
+@other_python
+def test_bare_mlflow_run_makes_the_conda_environment_and_a_ui_shows_it(
+    tmp_path: Path, images: Path, wheels: Path
+) -> None:
+    """MLflow's own path through conda; conda itself is a stand-in (see `CONDA`), and so are the wheels."""
+    home = tmp_path / "conda"
+    for folder in ("bin", "envs", "etc/profile.d"):
+        (home / folder).mkdir(parents=True)
+    conda = home / "bin" / "conda"
+    conda.write_text(CONDA.replace("PYTHON", sys.executable).replace("WHEELS", str(wheels)))
+    conda.chmod(0o755)
+    (home / "etc/profile.d/conda.sh").write_text(CONDA_SH.replace("HOME", str(home)))
+    project = copy_project(tmp_path / "project")
+    call(*BARE, "-P", f"data={images}", cwd=project, MLFLOW_CONDA_HOME=str(home))
+    [environment] = (home / "envs").iterdir()
+    assert list(environment.glob("lib/*/site-packages/lent.pth"))
+    with served(tmp_path / "log", "health", MLFLOW, "ui", "--workers", "1", cwd=project) as address:
+        check_ui(address, project)
+
+
+def interrupt_group(process: psutil.Process) -> None:
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
+
+
+def terminate_group(process: psutil.Process) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+
+
+def hang_up_group(process: psutil.Process) -> None:
+    os.killpg(process.pid, signal.SIGHUP)  # as a terminal does that is closed
+
+
+def kill_child(process: psutil.Process) -> None:
+    [child] = [each for each in process.children(recursive=True) if "captcha" in each.cmdline()]
+    child.kill()
+
+
+@pytest.mark.parametrize(
+    ("by", "end", "statuses"),
+    [
+        ("captcha", interrupt_group, {"KILLED"}),
+        ("captcha", hang_up_group, {"KILLED"}),
+        ("mlflow run", interrupt_group, {"KILLED", "FAILED"}),
+        ("mlflow run", terminate_group, {"KILLED"}),
+        ("mlflow run", kill_child, {"FAILED"}),
+    ],
+)
+def test_a_training_that_is_ended_says_so_and_registers_nothing(
+    by: str, end: Callable[[psutil.Process], None], statuses: set[str], tmp_path: Path, job: Job, images: Path
+) -> None:
+    name = f"{by} {end.__name__}"
+    command: tuple[str | Path, ...] = (*CAPTCHA, "train", f"--data={images}", f"--name={name}", *OPTIONS)
+    if by == "mlflow run":
+        command = (
+            MLFLOW,
+            "run",
+            ".",
+            "--env-manager",
+            "local",
+            "-P",
+            f"data={images}",
+            "-P",
+            f"name={name}",
+            *PARAMETERS,
+        )
+    log = tmp_path / "log"
+    with started(log, *command, cwd=job.project, MLFLOW_TRACKING_URI=job.tracking) as process:
+        run_id = until(lambda: _measured(job.client, name), log, process)
+        end(psutil.Process(process.pid))
+        assert process.wait(PATIENCE) != 0
+        until(lambda: job.client.get_run(run_id).info.status != "RUNNING", log)
+    assert job.client.get_run(run_id).info.status in statuses
+    with pytest.raises(MlflowException, match="not found"):
+        job.client.get_registered_model(name)
+
+
+def _measured(client: MlflowClient, name: str) -> str | None:
+    """Return the run that trains a model of this name, once it has logged its first figures."""
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    found = client.search_runs(experiments, f"params.name = '{name}' and metrics.`val/loss` > 0")
+    return found[0].info.run_id if found else None
+
+
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "predict", "register", "check"])
+def test_help_is_there(command: str, tmp_path: Path) -> None:
+    assert "--help" in call(*CAPTCHA, *command.split(), "--help", cwd=ROOT)

@@ -1,0 +1,450 @@
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cv2
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.tracking import fluent
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from captcha import data, experiment, training
+from captcha.config import FRAME_STRIDE, TrainConfig
+from captcha.data import DataError
+from captcha.evaluation import disagreement
+from captcha.experiment import TrainOutcome, load_split
+from captcha.images import ImageError
+from captcha.model import Crnn, to_onnx
+from captcha.recognizer import Reading
+from captcha.registry import load_recognizer
+from captcha.training import TrainingError, torch_recognizer, train_epochs
+from captcha.vocabulary import Vocabulary
+
+HEIGHT, EPOCHS = 32, 3
+Draw = Callable[..., NDArray[np.uint8]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tracking: Path, one_thread: None) -> Iterator[None]:
+    """Trainings of seconds, tracked into a folder of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
+        patch.setattr(training, "EPOCH_IMAGES", 1)
+        patch.setattr(training, "AVERAGE_DECAY", 0.5)  # the average follows within a few steps
+        patch.setattr(training, "augment", lambda images, strength, generator: images.float())
+        patch.setattr(experiment, "EPOCHS_PER_PICTURE", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tracking: Path, draw: Draw) -> Path:
+    """100 images of two digits, named by their label."""
+    folder = tracking / "two digits"
+    folder.mkdir()
+    for number in range(100):
+        cv2.imwrite(str(folder / f"{number:02}.png"), draw(f"{number:02}", 48, HEIGHT)[:, :, ::-1])
+    return folder
+
+
+def config(**settings: object) -> TrainConfig:
+    small = {"backbone": "compact", "height": HEIGHT, "batch_size": 8, "epochs": 1, "dropout": 0.0}
+    return TrainConfig.model_validate(small | settings)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training, what it printed and what MLflow knows of it."""
+
+    config: TrainConfig
+    outcome: TrainOutcome
+    lines: list[str]
+    run: Run
+    artifacts: Path
+
+    def json(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of a logged table, each value as it was logged."""
+        table = json.loads((self.artifacts / name).read_text())
+        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+
+@pytest.fixture(scope="module")
+def trained(tracking: Path, folder: Path) -> Trained:
+    lines: list[str] = []
+    asked = config(data=str(folder), name="two-digits", epochs=EPOCHS)
+    outcome = experiment.train(asked, lines.append)
+    artifacts = Path(mlflow.artifacts.download_artifacts(run_id=outcome.run_id, dst_path=str(tracking / "downloaded")))
+    return Trained(asked, outcome, lines, mlflow.get_run(outcome.run_id), artifacts)
+
+
+def steps(run_id: str, metric: str) -> list[int]:
+    return [entry.step for entry in MlflowClient().get_metric_history(run_id, metric)]
+
+
+def latest_run() -> Run:
+    (run,) = MlflowClient().search_runs(
+        [mlflow.get_experiment_by_name("captcha").experiment_id], max_results=1, order_by=["attributes.start_time DESC"]
+    )
+    return run
+
+
+def versions(name: str) -> int:
+    return len(MlflowClient().search_model_versions(f"name = '{name}'"))
+
+
+# What a training logs
+
+
+def test_a_training_ends_finished_and_registered(trained: Trained) -> None:
+    assert trained.run.info.status == "FINISHED"
+    assert (trained.outcome.model_name, trained.outcome.model_version) == ("two-digits", 1)
+    assert trained.outcome.message == "two-digits version 1 registered, the first champion"
+    assert mlflow.active_run() is None
+
+
+def test_the_settings_and_what_follows_from_them_are_params(trained: Trained, folder: Path) -> None:
+    params = trained.run.data.params
+    for name, value in trained.config.model_dump().items():
+        assert params[name] == ("none" if value is None else str(value)), name
+    samples, _, _ = data.read_samples(folder, HEIGHT)
+    split = data.split(samples, trained.config.seed)
+    for side in ("train", "validation", "test"):
+        members = getattr(split, side)
+        assert params[f"{side}_images"] == str(len(members))
+        assert params[f"{side}_digest"] == data.digest(members)
+    assert params["split_digest"] == split.digest
+    assert params["vocabulary_used"] == "0123456789"
+    assert params["device"] in ("cpu", "cuda", "mps")
+    model = Crnn("compact", 11, HEIGHT)
+    assert params["model_parameters"] == str(sum(p.numel() for p in model.parameters()))
+
+
+def test_every_epoch_has_its_metrics(trained: Trained) -> None:
+    for name in ("val/loss", "val/exact_match", "val/cer"):
+        assert steps(trained.outcome.run_id, name) == list(range(EPOCHS + 1)), name
+    for name in ("train/loss", "train/lr", "train/images_per_second", "train/epoch_seconds"):
+        assert steps(trained.outcome.run_id, name) == list(range(1, EPOCHS + 1)), name
+    assert all(math.isfinite(value) for value in trained.run.data.metrics.values())
+    assert 1 <= trained.run.data.metrics["best_epoch"] <= EPOCHS
+    assert any(name.startswith("system/") for name in trained.run.data.metrics)
+
+
+def test_the_test_figures_are_those_of_the_table_of_predictions(trained: Trained) -> None:
+    metrics, rows = trained.run.data.metrics, trained.json("test_predictions.json")
+    figures = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+    right = [row["label"] == row["prediction"] for row in rows]
+    assert [row["right"] for row in rows] == right
+    assert figures["n"] == len(rows) == int(trained.run.data.params["test_images"])
+    assert figures["wrong"] == right.count(False)
+    assert figures["exact_match"] == pytest.approx(sum(right) / len(rows))
+    assert 0 <= figures["exact_match_low"] <= figures["exact_match"] <= figures["exact_match_high"] <= 1
+    twice = [good for good, row in zip(right, rows, strict=True) if row["label"][0] == row["label"][1]]
+    assert twice, "choose a seed that puts a repeat into the test part"
+    assert figures["n_repeats"] == len(twice)
+    assert figures["exact_match_repeats"] == sum(twice) / len(twice)
+    assert trained.outcome.figures.items() <= figures.items()
+
+
+def test_the_model_has_learned_something(trained: Trained) -> None:
+    # So that texts which agree below are not all empty.
+    assert len({row["prediction"] for row in trained.json("test_predictions.json")} - {""}) > 2
+
+
+def test_predictions_keep_their_leading_zeros_and_name_their_files(trained: Trained) -> None:
+    for row in trained.json("test_predictions.json"):
+        assert row["file"] == f"{row['label']}.png"
+        assert len(row["label"]) == 2
+        assert isinstance(row["prediction"], str)
+        assert 0 <= row["confidence"] <= 1
+
+
+def test_the_confusion_counts_every_character_of_the_test(trained: Trained) -> None:
+    counts = trained.json("test_confusion.json")
+    labels = "".join(row["label"] for row in trained.json("test_predictions.json"))
+    for character in set(labels):
+        assert sum(row["count"] for row in counts if row["label"] == character) == labels.count(character)
+
+
+def test_pictures_of_the_validation_come_every_few_epochs_from_step_0_on(trained: Trained) -> None:
+    pictures = [path.name for path in (trained.artifacts / "images").glob("val*predictions*.png")]
+    assert {int(name.split("%")[2]) if "%" in name else int(name.split("+")[2]) for name in pictures} == {0, 2, 3}
+
+
+@pytest.mark.parametrize("name", ["test_confusion.png", "test_predictions.png", "learning_curves.png"])
+def test_the_figures_at_the_end_are_pictures(trained: Trained, name: str) -> None:
+    picture = cv2.imread(str(trained.artifacts / name))
+    assert picture is not None
+    assert np.unique(picture).size > 10
+
+
+def test_the_three_parts_are_inputs_of_the_run(trained: Trained) -> None:
+    inputs = {entry.tags[0].value: entry.dataset for entry in trained.run.inputs.dataset_inputs}
+    assert set(inputs) == {"train", "validation", "test"}
+    for side, dataset in inputs.items():
+        assert dataset.name == f"two digits-{side}"
+        assert dataset.digest == trained.run.data.params[f"{side}_digest"]
+
+
+def test_tags_tell_the_backbone_the_data_and_the_files_of_the_model(trained: Trained, folder: Path) -> None:
+    tags = trained.run.data.tags
+    assert (tags["backbone"], tags["data"]) == ("compact", str(folder))
+    model = Path(mlflow.artifacts.download_artifacts("models:/two-digits/1"))
+    content = (model / "artifacts" / "recognizer" / "model.onnx").read_bytes()
+    assert tags["sha256.model.onnx"] == hashlib.sha256(content).hexdigest()
+
+
+def test_the_weights_can_be_trained_on_and_are_those_of_the_registered_model(trained: Trained, folder: Path) -> None:
+    model = Crnn("compact", 11, HEIGHT)
+    model.load_state_dict(load_file(trained.artifacts / "weights" / "model.safetensors"), strict=True)
+    samples, _, _ = data.read_samples(folder, HEIGHT)
+    engine = torch_recognizer(model, Vocabulary("0123456789"), HEIGHT)
+    assert disagreement(engine, load_recognizer("models:/two-digits@champion"), samples) is None
+
+
+def test_the_best_epoch_is_the_one_that_is_kept(trained: Trained) -> None:
+    history = {
+        name: [entry.value for entry in MlflowClient().get_metric_history(trained.outcome.run_id, f"val/{name}")]
+        for name in ("exact_match", "loss")
+    }
+    ranks = list(zip(history["exact_match"], [-loss for loss in history["loss"]], strict=True))
+    assert trained.run.data.metrics["best_epoch"] == ranks.index(max(ranks))
+
+
+def test_a_person_is_told_each_epoch_and_what_to_do_next(trained: Trained) -> None:
+    assert [line.split()[1] for line in trained.lines if line.startswith("epoch")] == ["1/3", "2/3", "3/3"]
+    summary = trained.outcome.summary()
+    assert f"{trained.outcome.figures['exact_match']:.2%} of {trained.outcome.figures['n']:.0f} images" in summary
+    for command in ("mlflow ui", "mlflow models serve -m models:/two-digits@champion", "captcha predict"):
+        assert command in summary
+    assert Path(trained.outcome.example).is_file()
+
+
+# What is measured is what is served
+
+
+def test_training_evaluate_and_predict_give_the_same_texts(trained: Trained, folder: Path, tmp_path: Path) -> None:
+    rows = trained.json("test_predictions.json")
+    tested = tmp_path / "test part"
+    tested.mkdir()
+    files = [Path(shutil.copy(folder / row["file"], tested)) for row in rows]
+
+    figures = experiment.evaluate(str(tested), "models:/two-digits@champion", pytest.fail)
+    readings = experiment.predict(files, "models:/two-digits@champion", "greedy", 10)
+
+    assert figures == trained.outcome.figures
+    run = latest_run()
+    assert run.info.run_name == "evaluate test part"
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {
+        "data": str(tested),
+        "model": "models:/two-digits@champion",
+        "test_digest": trained.run.data.params["test_digest"],
+    }
+    logged = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/test_predictions.json")
+    assert logged["data"] == [list(row.values()) for row in rows]
+    for reading, row in zip(readings, rows, strict=True):
+        assert isinstance(reading, Reading)
+        assert reading.text == row["prediction"]
+        assert reading.confidence == pytest.approx(row["confidence"], abs=1e-6)
+
+
+def test_predict_says_of_each_file_why_it_cannot_be_read(trained: Trained, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    files = [tmp_path / "absent.png", folder / "11.png", tmp_path / "text.png", tmp_path]
+    absent, reading, text, a_folder = experiment.predict(files, "models:/two-digits/1", "beam", 3)
+    assert isinstance(reading, Reading)
+    assert [str(error) for error in (absent, a_folder)] == [
+        "cannot be read: No such file or directory",
+        "cannot be read: Is a directory",
+    ]
+    assert isinstance(text, ImageError)
+
+
+def test_an_evaluation_of_a_folder_with_errors_leaves_no_run(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_text("no image")
+    before, lines = latest_run().info.run_id, list[str]()
+    with pytest.raises(DataError, match="1 problem in the data, see above"):
+        experiment.evaluate(str(tmp_path), "models:/two-digits/1", lines.append)
+    assert "1.png" in lines[0]
+    assert latest_run().info.run_id == before
+
+
+# What goes wrong
+
+
+def test_an_export_that_is_not_the_trained_model_is_not_registered(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export_another(model: Crnn, height: int) -> bytes:
+        with torch.no_grad():
+            model.head.bias[0] += 0.01
+            content = to_onnx(model, height)
+            model.head.bias[0] -= 0.01
+        return content
+
+    monkeypatch.setattr(experiment, "to_onnx", export_another)
+    with pytest.raises(TrainingError, match=r"^the exported model is not the trained one: [^\n]*; nothing is registered"):
+        experiment.train(config(data=str(folder), name="another"), lambda line: None)
+    run = latest_run()
+    assert run.info.status == "FAILED"
+    assert versions("another") == 0
+    assert not run.outputs or not run.outputs.model_outputs
+    assert "test/exact_match" not in run.data.metrics
+
+
+def test_all_problems_of_the_data_are_said_and_nothing_is_left_half_done(folder: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    (bad / "torn.png").write_bytes((bad / "11.png").read_bytes()[:60])
+    (bad / "text.png").write_text("no image")
+    shutil.copy(bad / "12.png", bad / "21 again.png")  # the same picture under another label
+    lines: list[str] = []
+    with pytest.raises(DataError, match=r"^3 problems in the data, see above$"):
+        experiment.train(config(data=str(bad), name="bad"), lines.append)
+    for file in ("torn.png", "text.png", "21 again.png"):
+        assert f"error: {file}: " in "\n".join(lines)
+    run = latest_run()
+    assert run.info.status == "FAILED"
+    assert MlflowClient().list_artifacts(run.info.run_id) == []
+    assert versions("bad") == 0
+
+
+def test_a_training_that_is_interrupted_is_killed_and_registers_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press_ctrl_c(steps: range) -> range:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "_progress", press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train(config(data=str(folder), name="interrupted"), lambda line: None)
+    assert latest_run().info.status == "KILLED"
+    assert versions("interrupted") == 0
+
+
+def test_a_stuck_training_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "diagnosis", lambda results, epochs: f"stuck after {len(results) - 1}")
+    monkeypatch.setattr(experiment, "train_epochs", lambda *arguments: list(train_epochs(*arguments)))
+    monkeypatch.setattr(experiment, "to_onnx", mock.Mock(side_effect=KeyboardInterrupt))  # the rest is not needed
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train(config(data=str(folder)), lines.append)
+    assert "warning: stuck after 1" in lines
+
+
+# Under `mlflow run`, from drawn images
+
+
+def test_a_parent_run_with_params_in_another_spelling_is_gone_on_with(
+    tracking: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "DRAWN_IMAGES", 60)
+    monkeypatch.setattr(experiment, "project_root", lambda: tracking)
+    parent = MlflowClient().create_run("0")
+    for key, value in {"learning_rate": "1e-3", "epochs": "01", "pretrained": "false", "data": "draw:kaptcha"}.items():
+        MlflowClient().log_param(parent.info.run_id, key, value)
+    monkeypatch.setattr(fluent, "_active_experiment_id", None)  # as in a process of its own
+    with mock.patch.dict(os.environ, {"MLFLOW_RUN_ID": parent.info.run_id, "MLFLOW_EXPERIMENT_ID": "0"}):
+        outcome = experiment.train(config(data="draw:kaptcha", name="drawn"), lambda line: None)
+    assert outcome.run_id == parent.info.run_id
+    run = mlflow.get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["learning_rate"] == "1e-3"
+    assert run.data.params["backbone"] == "compact"
+    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {
+        "draw:kaptcha-train",
+        "draw:kaptcha-validation",
+        "draw:kaptcha-test",
+    }
+    assert Path(outcome.example).resolve().parent == tracking / "mlruns"
+    (reading,) = experiment.predict([Path(outcome.example)], "models:/drawn@champion", "greedy", 10)
+    assert isinstance(reading, Reading)
+
+
+# The parts
+
+
+def test_drawn_samples_follow_the_seed_and_have_the_models_height() -> None:
+    first, same, other = (experiment.draw_samples("kaptcha", 5, HEIGHT, seed) for seed in (0, 0, 1))
+    assert [(s.name, s.text, s.digest) for s in first] == [(s.name, s.text, s.digest) for s in same]
+    assert [s.text for s in first] != [s.text for s in other]
+    assert {s.image.shape[0] for s in first} == {HEIGHT}
+
+
+@pytest.fixture
+def other_folders(tmp_path: Path, draw: Draw) -> tuple[Path, Path]:
+    """A folder for validation and one for the test, of two letters each."""
+    folders = tmp_path / "val", tmp_path / "test"
+    for folder, texts in zip(folders, (["ab", "12"], ["cd", "34", "56"]), strict=True):
+        folder.mkdir()
+        for text in texts:
+            cv2.imwrite(str(folder / f"{text}.png"), draw(text, 48, HEIGHT, seed=9))
+    return folders
+
+
+def texts_of(samples: list[data.Sample]) -> set[str]:
+    return {sample.text for sample in samples}
+
+
+def test_a_fixed_part_takes_the_place_of_the_one_split_off(folder: Path, other_folders: tuple[Path, Path]) -> None:
+    val, test = map(str, other_folders)
+    usual = load_split(config(data=str(folder)), pytest.fail)
+
+    both = load_split(config(data=str(folder), val_data=val, test_data=test), pytest.fail)
+    assert (texts_of(both.validation), texts_of(both.test)) == ({"ab", "12"}, {"cd", "34", "56"})
+    assert len(both.train) == 100
+
+    one = load_split(config(data=str(folder), test_data=test), pytest.fail)
+    assert texts_of(one.validation) == texts_of(usual.validation)
+    assert texts_of(one.train) == texts_of(usual.train) | texts_of(usual.test)
+    assert texts_of(one.test) == {"cd", "34", "56"}
+
+
+def test_a_picture_that_is_trained_on_cannot_be_tested_on(folder: Path, other_folders: tuple[Path, Path]) -> None:
+    shutil.copy(folder / "77.png", other_folders[1])
+    lines: list[str] = []
+    with pytest.raises(DataError, match="1 problem in the data"):
+        load_split(config(data=str(folder), test_data=str(other_folders[1])), lines.append)
+    assert "77.png" in lines[0]
+
+
+def test_characters_that_training_never_saw_are_named(
+    folder: Path, other_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "train_epochs", mock.Mock(side_effect=TrainingError("far enough")))
+    lines: list[str] = []
+    with pytest.raises(TrainingError, match="far enough"):
+        experiment.train(config(data=str(folder), test_data=str(other_folders[1])), lines.append)
+    assert lines[0] == "warning: no training label holds c d: the labels with them, held back, cannot be read right"
+    assert latest_run().data.params["vocabulary_used"] == "0123456789"
+
+
+def test_a_given_vocabulary_is_used_and_labels_outside_it_are_refused(folder: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(DataError):
+        load_split(config(data=str(folder), vocabulary="012345678"), lines.append)
+    assert "outside the vocabulary: '9'" in lines[0]
+
+
+def test_a_label_too_long_for_the_models_frames_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long"
+    shutil.copytree(folder, long)
+    label = "1234567890" * (48 // FRAME_STRIDE // 10 + 1)
+    shutil.copy(long / "55.png", long / f"{label}.png")
+    (long / "55.png").unlink()
+    lines: list[str] = []
+    with pytest.raises(DataError):
+        load_split(config(data=str(long)), lines.append)
+    assert f"{label}.png" in lines[0]
+    assert "frames" in lines[0]
