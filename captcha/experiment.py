@@ -25,7 +25,7 @@ from captcha.data import DataError, Sample, Split
 from captcha.evaluation import Evaluation, disagreement
 from captcha.images import ImageError, decode_image, resize_to_height
 from captcha.metrics import character_confusion
-from captcha.model import to_onnx
+from captcha.model import Crnn, to_onnx
 from captcha.pictures import confusion_figure, learning_curves, prediction_grid
 from captcha.recognizer import Decoder, Reading, Recognizer, save_recognizer
 from captcha.registry import LOGGED_MODEL, tracked_run
@@ -57,15 +57,14 @@ class TrainOutcome:
         figures = self.figures
         champion = registry.is_champion(self.model_name, self.model_version)
         uri = f"models:/{self.model_name}" + (f"@{CHAMPION}" if champion else f"/{self.model_version}")
-        tools = _tools_folder()
         return f"""
 exact match on the test split: {figures["exact_match"]:.2%} of {figures["n"]:.0f} images \
 (95 % interval {figures["exact_match_low"]:.2%} to {figures["exact_match_high"]:.2%})
 {self.message}
 
-compare the runs      {tools}mlflow ui
-serve the model       {tools}mlflow models serve -m {uri} --env-manager local -p 5001
-read one image        {tools}captcha predict {self.example} --model {uri}"""
+compare the runs      {_command("mlflow")} ui
+serve the model       {_command("mlflow")} models serve -m {uri} --env-manager local -p 5001
+read one image        {_command("captcha")} predict {self.example} --model {uri}"""
 
 
 def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
@@ -84,24 +83,7 @@ def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
             f"training {config.backbone} on {device}: {len(split.train)} images, {len(split.validation)} for "
             f"validation, {len(split.test)} for the test, {len(vocabulary.characters)} characters"
         )
-        results: list[EpochResult] = []
-        weights: dict[str, torch.Tensor] = {}
-        for result in train_epochs(config, split, vocabulary, _progress):
-            results.append(result)
-            if result.epoch == 0:
-                mlflow.log_params({"model_parameters": sum(p.numel() for p in result.model.parameters())})
-            _log_epoch(config, result, echo)
-            if result.improved:
-                weights = {
-                    key: value.cpu().clone(memory_format=torch.contiguous_format)
-                    for key, value in result.model.state_dict().items()
-                }
-            if warning := diagnosis(results, config.epochs):
-                echo(f"warning: {warning}")
-        model = results[-1].model.cpu()
-        model.load_state_dict(weights)
-        best = max((r for r in results if r.improved), key=lambda r: r.epoch)
-        mlflow.log_metrics({"best_epoch": best.epoch})
+        model, results = _fit(config, split, vocabulary, echo)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / serving.ARTIFACT
             digests = save_recognizer(folder, to_onnx(model, config.height), vocabulary, config.height)
@@ -110,7 +92,7 @@ def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
             if difference := disagreement(trained, recognizer, split.validation):
                 raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
             weights_file = Path(temporary) / "model.safetensors"
-            save_file(weights, weights_file)
+            save_file(dict(model.state_dict()), weights_file)
             mlflow.log_artifact(str(weights_file), "weights")
             mlflow.set_tags({f"sha256.{name}": digest for name, digest in digests.items()})
             tested = evaluation.evaluate(recognizer, split.test)
@@ -119,6 +101,26 @@ def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
             serving.log_model(LOGGED_MODEL, folder, content)
         name, version, message = registry.register(run.info.run_id, config.name)
     return TrainOutcome(run.info.run_id, tested.figures(), name, version, message, example)
+
+
+def _fit(config: TrainConfig, split: Split, vocabulary: Vocabulary, echo: Echo) -> tuple[Crnn, list[EpochResult]]:
+    """Return the model of the best epoch, on the CPU, and the results of all epochs, each logged as it came."""
+    results: list[EpochResult] = []
+    weights: dict[str, torch.Tensor] = {}
+    for result in train_epochs(config, split, vocabulary, _progress):
+        results.append(result)
+        if result.epoch == 0:
+            mlflow.log_params({"model_parameters": sum(p.numel() for p in result.model.parameters())})
+        _log_epoch(config, result, echo)
+        if result.improved:
+            weights = {key: value.detach().cpu().clone() for key, value in result.model.state_dict().items()}
+            best_epoch = result.epoch
+        if warning := diagnosis(results, config.epochs):
+            echo(f"warning: {warning}")
+    mlflow.log_metrics({"best_epoch": best_epoch})
+    model = results[-1].model.cpu().to(memory_format=torch.contiguous_format)
+    model.load_state_dict(weights)
+    return model, results
 
 
 def evaluate(folder: str, model: str, echo: Echo) -> dict[str, float]:
@@ -251,7 +253,8 @@ def _log_inputs(config: TrainConfig, split: Split, vocabulary: Vocabulary) -> No
 def _source(folder: str) -> DatasetSource:
     if folder.startswith("draw:"):
         return CodeDatasetSource({"drawn": folder})
-    return LocalArtifactDatasetSource(Path(folder).resolve().as_uri())
+    source: DatasetSource = LocalArtifactDatasetSource(Path(folder).resolve().as_uri())
+    return source
 
 
 def _log_missing_params(params: dict[str, object]) -> None:
@@ -325,9 +328,12 @@ def _short_name(folder: str) -> str:
     return folder if folder.startswith("draw:") else Path(folder).resolve().name
 
 
-def _tools_folder() -> str:
-    """Return what to put before `mlflow` and `captcha` so that a person's shell finds those of this environment."""
+def _command(tool: str) -> str:
+    """Return how a person's shell, in the folder this runs in, calls a tool of this environment on these runs."""
     folder = Path(sys.executable).parent
     # A .venv inside the project is on PATH while make runs, not in the shell that make was called from.
-    on_path = str(folder) in os.environ.get("PATH", "").split(os.pathsep) and project_root() not in folder.parents
-    return "" if on_path else f"{os.path.relpath(folder)}/"
+    if str(folder) not in os.environ.get("PATH", "").split(os.pathsep) or project_root() in folder.parents:
+        tool = os.path.relpath(folder / tool)
+    # Without a word, MLflow takes the mlflow.db of the folder it is called in.
+    uri = mlflow.get_tracking_uri()
+    return tool if uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}" else f"MLFLOW_TRACKING_URI={uri} {tool}"

@@ -122,9 +122,9 @@ class Crnn(nn.Module):
         """Return log_probs (T, N, C), natural logarithm, from images (N, 3, H, W) with values 0 to 255.
 
         The logits are a sum: what the convolutions see at a frame, and what the GRU adds for its surroundings.
-        In training the GRU's part is left out for a random half of the images (as whole layers are in Huang et al.,
-        2016, arXiv:1603.09382). So each character is learned by its looks first, and the GRU, which could learn whole
-        training images by heart, stays a correction.
+        In training the GRU's part is left out for a random half of the images, in reading it counts half (as whole
+        layers do in Huang et al., 2016, arXiv:1603.09382). So each character is learned by its looks first, and the
+        GRU, which could learn whole training images by heart, stays a correction.
         """
         features = self.dropout(self.features(images))
         # Single precision on a CPU too: there, the GRU's many small steps are slower in bfloat16.
@@ -134,8 +134,10 @@ class Crnn(nn.Module):
             sequence, _ = self.gru(features)
             logits = self.head(self.dropout(sequence))
             if self.training:
-                logits = logits * (torch.rand((1, len(images), 1), device=logits.device) < GRU_SHARE)
-            return F.log_softmax((local_logits + logits).float(), dim=2)
+                taken: Tensor | float = torch.rand((1, len(images), 1), device=logits.device) < GRU_SHARE
+            else:
+                taken = GRU_SHARE
+            return F.log_softmax((local_logits + taken * logits).float(), dim=2)
 
 
 def to_onnx(model: Crnn, height: int) -> bytes:
@@ -147,7 +149,7 @@ def to_onnx(model: Crnn, height: int) -> bytes:
     example = torch.zeros((1, 3, height, 16 * FRAME_STRIDE), dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the pinned version still brings it
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # about the GRU's checks of its input
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]  # about the GRU's checks of its input
         warnings.simplefilter("ignore", UserWarning)  # about batches other than 1: the graph takes them, a test says so
         torch.onnx.export(
             twin,

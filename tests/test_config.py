@@ -54,6 +54,9 @@ def test_pretrained_weights_exist_for_resnet18_alone() -> None:
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
         ("name", ""),
+        ("name", "mine/captcha"),  # what MLflow would refuse after the training
+        ("name", "models:/mine"),
+        ("name", "it's"),
         ("patience", 0),
         ("seed", -1),
         ("seed", 2**32),

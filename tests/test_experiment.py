@@ -22,14 +22,14 @@ from safetensors.torch import load_file
 
 from captcha import data, experiment, training
 from captcha.config import FRAME_STRIDE, TrainConfig
-from captcha.data import DataError
-from captcha.evaluation import disagreement
+from captcha.data import DataError, Split
+from captcha.evaluation import Evaluation, disagreement
 from captcha.experiment import TrainOutcome, load_split
 from captcha.images import ImageError
 from captcha.model import Crnn, to_onnx
 from captcha.recognizer import Reading
 from captcha.registry import load_recognizer
-from captcha.training import TrainingError, torch_recognizer, train_epochs
+from captcha.training import EpochResult, TrainingError, torch_recognizer
 from captcha.vocabulary import Vocabulary
 
 HEIGHT, EPOCHS = 32, 3
@@ -294,7 +294,9 @@ def test_an_export_that_is_not_the_trained_model_is_not_registered(
         return content
 
     monkeypatch.setattr(experiment, "to_onnx", export_another)
-    with pytest.raises(TrainingError, match=r"^the exported model is not the trained one: [^\n]*; nothing is registered"):
+    with pytest.raises(
+        TrainingError, match=r"^the exported model is not the trained one: [^\n]*; nothing is registered"
+    ):
         experiment.train(config(data=str(folder), name="another"), lambda line: None)
     run = latest_run()
     assert run.info.status == "FAILED"
@@ -320,27 +322,22 @@ def test_all_problems_of_the_data_are_said_and_nothing_is_left_half_done(folder:
     assert versions("bad") == 0
 
 
-def test_a_training_that_is_interrupted_is_killed_and_registers_nothing(
+def test_a_stuck_training_says_so_and_an_interrupted_one_is_killed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def press_ctrl_c(steps: range) -> range:
+    def read_nothing_until_ctrl_c(config: TrainConfig, split: Split, *rest: object) -> Iterator[EpochResult]:
+        model = Crnn("compact", 11, HEIGHT)
+        validation = Evaluation(split.validation, [Reading("", 0.5, []) for _ in split.validation], 9.0)
+        yield EpochResult(config.epochs, model, validation, True, 9.0, 0.001, 100.0, 1.0)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "_progress", press_ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        experiment.train(config(data=str(folder), name="interrupted"), lambda line: None)
-    assert latest_run().info.status == "KILLED"
-    assert versions("interrupted") == 0
-
-
-def test_a_stuck_training_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "diagnosis", lambda results, epochs: f"stuck after {len(results) - 1}")
-    monkeypatch.setattr(experiment, "train_epochs", lambda *arguments: list(train_epochs(*arguments)))
-    monkeypatch.setattr(experiment, "to_onnx", mock.Mock(side_effect=KeyboardInterrupt))  # the rest is not needed
+    monkeypatch.setattr(experiment, "train_epochs", read_nothing_until_ctrl_c)
     lines: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        experiment.train(config(data=str(folder)), lines.append)
-    assert "warning: stuck after 1" in lines
+        experiment.train(config(data=str(folder), name="interrupted", epochs=7), lines.append)
+    assert lines[-1].startswith("warning: after 7 epochs every reading is empty (loss 9.0)")
+    assert latest_run().info.status == "KILLED"
+    assert versions("interrupted") == 0
 
 
 # Under `mlflow run`, from drawn images

@@ -85,7 +85,13 @@ def test_the_curves_show_every_epoch() -> None:
     assert lines["train, augmented"] == [[i, 10 / i] for i in range(1, 5)]
     assert lines["validation"] == [[0, 12.0]] + [[i, 11 / i] for i in range(1, 5)]
     assert lines["exact match"] == [[0, 0], [1, 0], [2, 0], [3, 1], [4, 1]]
-    assert lines["character error rate"] == [[0, 1], [1, pytest.approx(1 / 3)], [2, pytest.approx(1 / 3)], [3, 0], [4, 0]]
+    assert lines["character error rate"] == [
+        [0, 1],
+        [1, pytest.approx(1 / 3)],
+        [2, pytest.approx(1 / 3)],
+        [3, 0],
+        [4, 0],
+    ]
     drawn(figure)
 
 
