@@ -3,8 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 # What `make train` runs. Any other job: make train PARAMETERS="-P data=../images -P epochs=50"
-BACKBONE ?= compact
-PARAMETERS ?= -P backbone=$(BACKBONE)
+PARAMETERS ?= -P backbone=compact -P epochs=6
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test slow ui clean

@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+ROTATION = 5
 SLANT = 0.2
 SIZE = 0.12
 STRETCH = 0.05
@@ -40,7 +41,7 @@ def _uniform(images: Tensor, low: float, high: float, generator: Generator, shap
 def _warp(images: Tensor, strength: float, generator: Generator) -> Tensor:
     """Rotate, slant, scale, shift and bend each image; what comes in from outside repeats the border."""
     count, _, height, width = images.shape
-    angle = _uniform(images, -5, 5, generator) * (math.pi / 180 * strength)
+    angle = _uniform(images, -ROTATION, ROTATION, generator) * (math.pi / 180 * strength)
     slant = _uniform(images, -SLANT, SLANT, generator) * strength
     size = _uniform(images, -SIZE, SIZE, generator) * strength
     stretch = _uniform(images, -STRETCH, STRETCH, generator) * strength

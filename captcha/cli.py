@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,7 +23,8 @@ from pydantic import ValidationError
 from captcha.config import CHAMPION, MODEL_NAME, TrainConfig
 
 DEFAULTS = TrainConfig()
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # what a shell calls a program so ended
+# Exit codes by which a shell knows what ended a program.
+ENDED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated", 128 + signal.SIGHUP: "hung up"}
 
 app = typer.Typer(
     help="Train, track, register and serve recognisers of text CAPTCHAs (CRNN + CTC) with MLflow.",
@@ -183,10 +185,12 @@ def check(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command that the arguments name and exit.
 
-    0: done; 1: done, with complaints; 2: one line says why not; 130, 143: ended by Ctrl-C, SIGTERM.
+    0: done; 1: done, with complaints; 2: one line says why not; 129, 130, 143: ended by SIGHUP, Ctrl-C, SIGTERM.
     """
     # An exception rather than death: the tracked run can end as KILLED.
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, _terminate)
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         code = app(arguments, prog_name="captcha", standalone_mode=False) or 0
@@ -200,13 +204,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = 2
     except SystemExit as error:
         code = error.code
-    if code in (INTERRUPTED, TERMINATED):
-        _complain("interrupted" if code == INTERRUPTED else "terminated")
+    if code in ENDED:
+        _complain(ENDED[code])
+        _end_run_not_begun()
     sys.exit(code)
 
 
 def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signal_number)
+
+
+def _end_run_not_begun() -> None:
+    """Mark as KILLED the run that `mlflow run` has made, where this process did not come to take it up.
+
+    MLflow takes the variable away when it does. Another process, because this one may have been ended in the middle
+    of an import, and some modules load only once.
+    """
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        program = "import mlflow, sys; mlflow.MlflowClient().set_terminated(sys.argv[1], 'KILLED')"
+        subprocess.run([sys.executable, "-c", program, run_id], stderr=subprocess.DEVNULL)
 
 
 def _explain(error: Exception) -> str | None:

@@ -48,9 +48,8 @@ def tracked_run(run_name: str) -> Iterator[Run]:
     _leave_unusable_run()
     if "MLFLOW_RUN_ID" not in os.environ:
         _set_experiment()
-    run = mlflow.start_run(run_name=run_name, log_system_metrics=True)
     try:
-        yield run
+        yield mlflow.start_run(run_name=run_name, log_system_metrics=True)
     except (KeyboardInterrupt, SystemExit):
         mlflow.end_run("KILLED")
         raise
@@ -174,7 +173,7 @@ def _version_tags(run: Run) -> dict[str, str]:
     params, metrics, tags = run.data.params, run.data.metrics, run.data.tags
     return {
         "backbone": params["backbone"],
-        "data": params["data"],
+        "data": _data(run),
         "vocabulary": params["vocabulary_used"],
         "exact_match": f"{metrics['test/exact_match']:.4f}",
         "cer": f"{metrics['test/cer']:.4f}",
@@ -187,11 +186,16 @@ def _version_tags(run: Run) -> dict[str, str]:
 def _version_description(run: Run) -> str:
     params, metrics = run.data.params, run.data.metrics
     return (
-        f"{params['backbone']} trained on `{params['data']}`, seed {params['seed']}: "
+        f"{params['backbone']} trained on `{_data(run)}`, seed {params['seed']}: "
         f"exact match {metrics['test/exact_match']:.2%} "
         f"({metrics['test/exact_match_low']:.2%} to {metrics['test/exact_match_high']:.2%}) "
         f"on {metrics['test/n']:.0f} test images that training never saw."
     )
+
+
+def _data(run: Run) -> str:
+    """Return what the run was trained on; `mlflow run` logs parameters as quoted for the shell, the tag is not."""
+    return run.data.tags.get("data", run.data.params["data"])
 
 
 def _logged_model(client: MlflowClient, run: Run) -> LoggedModel:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Dataset, Run
 from mlflow.tracking import fluent
 from numpy.typing import NDArray
 from safetensors.torch import load_file
@@ -93,10 +93,16 @@ def steps(run_id: str, metric: str) -> list[int]:
 
 
 def latest_run() -> Run:
-    (run,) = MlflowClient().search_runs(
-        [mlflow.get_experiment_by_name("captcha").experiment_id], max_results=1, order_by=["attributes.start_time DESC"]
-    )
+    tracked = mlflow.get_experiment_by_name("captcha")
+    assert tracked
+    (run,) = MlflowClient().search_runs([tracked.experiment_id], max_results=1, order_by=["start_time DESC"])
     return run
+
+
+def inputs(run: Run) -> dict[str, Dataset]:
+    """Return the data sets of a run by the part that each was for."""
+    assert run.inputs
+    return {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
 
 
 def versions(name: str) -> int:
@@ -189,9 +195,9 @@ def test_the_figures_at_the_end_are_pictures(trained: Trained, name: str) -> Non
 
 
 def test_the_three_parts_are_inputs_of_the_run(trained: Trained) -> None:
-    inputs = {entry.tags[0].value: entry.dataset for entry in trained.run.inputs.dataset_inputs}
-    assert set(inputs) == {"train", "validation", "test"}
-    for side, dataset in inputs.items():
+    parts = inputs(trained.run)
+    assert set(parts) == {"train", "validation", "test"}
+    for side, dataset in parts.items():
         assert dataset.name == f"two digits-{side}"
         assert dataset.digest == trained.run.data.params[f"{side}_digest"]
 
@@ -359,11 +365,8 @@ def test_a_parent_run_with_params_in_another_spelling_is_gone_on_with(
     assert run.info.status == "FINISHED"
     assert run.data.params["learning_rate"] == "1e-3"
     assert run.data.params["backbone"] == "compact"
-    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {
-        "draw:kaptcha-train",
-        "draw:kaptcha-validation",
-        "draw:kaptcha-test",
-    }
+    names = {part: dataset.name for part, dataset in inputs(run).items()}
+    assert names == {part: f"draw:kaptcha-{part}" for part in ("train", "validation", "test")}
     assert Path(outcome.example).resolve().parent == tracking / "mlruns"
     (reading,) = experiment.predict([Path(outcome.example)], "models:/drawn@champion", "greedy", 10)
     assert isinstance(reading, Reading)

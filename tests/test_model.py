@@ -143,7 +143,7 @@ def test_without_pretrained_the_weights_follow_the_seed(imagenet_stand_in: dict[
     [
         urllib.error.URLError("Name or service not known"),
         urllib.error.HTTPError("https://example.org", 404, "Not Found", None, None),  # type: ignore[arg-type]
-        RemoteDisconnected(),
+        RemoteDisconnected("closed without an answer"),
         TimeoutError("timed\nout"),
     ],
     ids=lambda failure: type(failure).__name__,

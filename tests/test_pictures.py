@@ -81,7 +81,11 @@ def test_the_curves_show_every_epoch() -> None:
     results += [result(i, 10 / i, made([("abc", "abc" if i > 2 else "ab")], 11 / i)) for i in range(1, 5)]
     figure = learning_curves(results)
     losses, figures = figure.axes
-    lines = {line.get_label(): line.get_xydata().tolist() for axes in (losses, figures) for line in axes.get_lines()}
+    lines = {
+        line.get_label(): np.asarray(line.get_xydata()).tolist()
+        for axes in (losses, figures)
+        for line in axes.get_lines()
+    }
     assert lines["train, augmented"] == [[i, 10 / i] for i in range(1, 5)]
     assert lines["validation"] == [[0, 12.0]] + [[i, 11 / i] for i in range(1, 5)]
     assert lines["exact match"] == [[0, 0], [1, 0], [2, 0], [3, 1], [4, 1]]
@@ -107,7 +111,7 @@ def test_the_curves_of_an_untrained_model_are_drawn() -> None:
 def test_confusions_are_bars_from_the_most_frequent_on() -> None:
     figure = confusion_figure(made([("aab", "aac"), ("ab", "ac"), ("ax", "a"), ("a", "ay"), ("q", "q")]), shown=2)
     (axes,) = figure.axes
-    assert [text.get_text() for text in axes.get_yticklabels()][0] == "b → c"
+    assert axes.get_yticklabels()[0].get_text() == "b → c"
     assert [bar.get_width() for bar in axes.patches] == [2, 1]  # type: ignore[attr-defined]
     drawn(figure)
 
