@@ -24,7 +24,8 @@ from captcha.config import CHAMPION, MODEL_NAME, TrainConfig
 
 DEFAULTS = TrainConfig()
 # Exit codes by which a shell knows what ended a program.
-ENDED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated", 128 + signal.SIGHUP: "hung up"}
+HANG_UP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+ENDED = {128 + HANG_UP: "hung up", 128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated"}
 
 app = typer.Typer(
     help="Train, track, register and serve recognisers of text CAPTCHAs (CRNN + CTC) with MLflow.",
@@ -189,8 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     # An exception rather than death: the tracked run can end as KILLED.
     signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
-        signal.signal(signal.SIGHUP, _terminate)
+    if signal.getsignal(HANG_UP) is not signal.SIG_IGN:  # which it is under nohup
+        signal.signal(HANG_UP, _terminate)
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         code = app(arguments, prog_name="captcha", standalone_mode=False) or 0

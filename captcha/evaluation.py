@@ -13,7 +13,7 @@ from captcha.metrics import character_error_rate, exact_match, wilson_interval
 from captcha.recognizer import Reading, Recognizer
 
 LOG_PROBS_TOLERANCE = 1e-4
-"""How far two engines of one model may lie apart in any log-probability."""
+"""How far two engines of one model may lie apart in a log-probability; where that is below -1, relative to it."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def disagreement(first: Recognizer, second: Recognizer, samples: Sequence[Sample
     images = [sample.image for sample in samples]
     differing = 0
     for (_, a), (_, b) in zip(first.log_probs(images), second.log_probs(images), strict=True):
-        largest = float(np.abs(a - b).max())
+        largest = float((np.abs(a - b) / np.maximum(1, np.abs(a))).max())
         if not largest <= LOG_PROBS_TOLERANCE:
             return f"log-probabilities differ by {largest:.2g}, more than {LOG_PROBS_TOLERANCE:g}"
         differing += sum(x.text != y.text for x, y in zip(first.decode(a), second.decode(b), strict=True))

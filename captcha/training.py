@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from captcha.augmentation import augment
@@ -27,6 +26,7 @@ EPOCH_IMAGES = 500
 """Images in an epoch at the least: a smaller folder is gone through several times, changed anew each time."""
 
 WARM_UP_STEPS = 200
+LANDING_PART = 6  # of the epochs: the share over which the learning rate falls, after validation stopped improving too
 AUGMENTATION_RAMP = 0.1  # share of the training over which the augmentation grows to its full strength
 WEIGHT_DECAY = 0.01
 GRADIENT_NORM = 5.0
@@ -84,7 +84,8 @@ def torch_recognizer(model: Crnn, vocabulary: Vocabulary, height: int) -> Recogn
 def train_epochs(
     config: TrainConfig, split: Split, vocabulary: Vocabulary, progress: Progress = iter
 ) -> Iterator[EpochResult]:
-    """Train a CRNN, yielding after each epoch, until the last one or until validation stops improving.
+    """Train a CRNN, yielding after each epoch, until the last one, or until the learning rate has come down
+    after validation stopped improving.
 
     Args:
         config: what to do.
@@ -105,16 +106,17 @@ def train_epochs(
     averaging = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY), use_buffers=True)
     average = cast(Crnn, averaging.module)
     steps_per_epoch = math.ceil(max(EPOCH_IMAGES, len(split.train)) / config.batch_size)
-    steps = steps_per_epoch * config.epochs
+    ramp = AUGMENTATION_RAMP * steps_per_epoch * config.epochs
+    landing = max(1, config.epochs // LANDING_PART)
     optimizer = _optimizer(model, config.learning_rate)
-    schedule = LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
     batches = _batches(split.train, config.batch_size, order)
     recognizer = torch_recognizer(average, vocabulary, config.height)
 
     best = evaluate(recognizer, split.validation)
     yield EpochResult(0, average, best, True, None, config.learning_rate, 0.0, 0.0)
-    waited = 0
-    for epoch in range(1, config.epochs + 1):
+    epoch, waited, last_epoch = 0, 0, config.epochs
+    while epoch < last_epoch:
+        epoch += 1
         started = time.perf_counter()
         model.train()
         losses = []
@@ -122,16 +124,20 @@ def train_epochs(
             step = (epoch - 1) * steps_per_epoch + index
             samples = next(batches)
             images = torch.from_numpy(stack([sample.image for sample in samples])).to(device)
-            images = augment(images, min(1.0, step / (AUGMENTATION_RAMP * steps)), changes)
+            images = augment(images, min(1.0, step / ramp), changes)
             targets = [vocabulary.encode(sample.text) for sample in samples]
             with torch.autocast(device.type, torch.bfloat16, enabled=_has_bfloat16(device)):
                 log_probs = model(images.contiguous(memory_format=torch.channels_last))
             loss = ctc_loss(log_probs, targets)
+            # Up in a straight line, level, and down to nothing over the last epochs, whichever these turn out to be.
+            steps_left = last_epoch * steps_per_epoch - step
+            rate = config.learning_rate * min(1, (step + 1) / WARM_UP_STEPS, steps_left / (landing * steps_per_epoch))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
             optimizer.step()
-            schedule.step()
             averaging.update_parameters(model)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
@@ -143,20 +149,20 @@ def train_epochs(
         validation = evaluate(recognizer, split.validation)
         improved = _rank(validation) > _rank(best)
         # A lower loss alone is kept, but not waited for; nor is a training given up that has read nothing yet.
-        waited = 0 if validation.exact_match > best.exact_match or not validation.exact_match else waited + 1
+        waited = 0 if validation.exact_match > best.exact_match or not best.exact_match else waited + 1
         best = validation if improved else best
+        if waited >= config.patience:
+            last_epoch = min(last_epoch, epoch + landing)
         yield EpochResult(
             epoch,
             average,
             validation,
             improved,
             sum(losses) / len(losses),
-            optimizer.param_groups[0]["lr"],
+            rate,
             steps_per_epoch * config.batch_size / seconds,
             seconds,
         )
-        if waited == config.patience:
-            return
 
 
 def diagnosis(results: Sequence[EpochResult], epochs: int) -> str | None:
@@ -216,14 +222,6 @@ def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
-
-
-def _learning_rate_factor(step: int, steps: int) -> float:
-    """Rise in a straight line, then fall along a cosine to a hundredth."""
-    warm_up = min(WARM_UP_STEPS, steps // 10 + 1)
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
 def _batches(samples: Sequence[Sample], size: int, generator: Generator) -> Iterator[list[Sample]]:

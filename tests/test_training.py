@@ -174,13 +174,14 @@ def scripted(monkeypatch: pytest.MonkeyPatch, figures: Sequence[tuple[int, float
     monkeypatch.setattr(training, "evaluate", stand_in)
 
 
-def test_training_ends_after_as_many_epochs_without_a_better_one_as_patience_says(
+def test_training_ends_after_as_many_epochs_without_more_exact_matches_as_patience_says(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scripted(monkeypatch, [(0, 9.0), (1, 8.0), (1, 8.0), (2, 9.0), (1, 1.0), (0, 1.0), (2, 9.0), (4, 0.0)])
+    # Nothing read yet for longer than patience; then a lower loss alone; then nothing read any more.
+    scripted(monkeypatch, [(0, 9.0), *[(0, 9.5)] * 4, (1, 8.0), (1, 7.0), (0, 1.0), (1, 7.5), (4, 0.0)])
     results = run(samples, epochs=10, patience=3)
-    assert [result.epoch for result in results if result.improved] == [0, 1, 3]
-    assert results[-1].epoch == 6
+    assert [result.epoch for result in results if result.improved] == [0, 5, 6]
+    assert results[-1].epoch == 8
 
 
 def test_more_exact_matches_are_better_and_of_as_many_the_lower_loss(
