@@ -6,12 +6,13 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-ROTATION = 8
-SLANT = 0.2
-SIZE = 0.15
-STRETCH = 0.05
-BEND = 0.035
-LINES = 3
+# The full range of each change.
+ROTATION = 8  # degrees to each side
+SLANT = 0.2  # columns a row
+SIZE = 0.15  # natural logarithm of the scale
+STRETCH = 0.05  # likewise, of the width against the height
+BEND = 0.035  # of the height: standard deviation of the bending field
+LINES = 3  # across an image, each with the probability ...
 LINE_SHARE = 0.4
 
 

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MODEL_NAME = "captcha-crnn"
+MODEL_NAME_PATTERN = r"^\w[\w .-]*$"  # what MLflow takes everywhere, in a URI and in a filter too
 EXPERIMENT_NAME = "captcha"
 CHAMPION = "champion"
 DRAWN = "draw:kaptcha"
@@ -24,7 +25,7 @@ class TrainConfig(BaseModel):
     data: str = Field(DRAWN, description="folder of labelled images, or draw:STYLE for drawn ones")
     val_data: str | None = Field(None, description="folder for validation; without it a part of the data")
     test_data: str | None = Field(None, description="folder for the test; without it a part of the data")
-    name: str = Field(MODEL_NAME, pattern=r"^\w[\w .-]*$", description="name of the registered model")
+    name: str = Field(MODEL_NAME, pattern=MODEL_NAME_PATTERN, description="name of the registered model")
     backbone: Backbone = Field("resnet18", description="resnet18, or compact (about 1 M parameters, for CPUs)")
     pretrained: bool = Field(False, description="start resnet18 from torchvision's ImageNet weights (downloaded)")
     vocabulary: str | None = Field(

@@ -115,12 +115,18 @@ def _fit(config: TrainConfig, split: Split, vocabulary: Vocabulary, echo: Echo) 
         if result.improved:
             weights = {key: value.detach().cpu().clone() for key, value in result.model.state_dict().items()}
             best_epoch = result.epoch
-        if warning := diagnosis(results, config.epochs):
-            echo(f"warning: {warning}")
+        if result.epoch == config.epochs // 3:
+            _warn(diagnosis(result), echo)
+    _warn(diagnosis(results[-1]), echo)
     mlflow.log_metrics({"best_epoch": best_epoch})
     model = results[-1].model.cpu().to(memory_format=torch.contiguous_format)
     model.load_state_dict(weights)
     return model, results
+
+
+def _warn(warning: str | None, echo: Echo) -> None:
+    if warning:
+        echo(f"warning: {warning}")
 
 
 def evaluate(folder: str, model: str, echo: Echo) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from captcha import serving
-from captcha.config import CHAMPION, EXPERIMENT_NAME, project_root
+from captcha.config import CHAMPION, EXPERIMENT_NAME, MODEL_NAME_PATTERN, project_root
 from captcha.recognizer import MODEL_FILE, Recognizer
 
 LOGGED_MODEL = "recognizer"
@@ -111,6 +112,10 @@ def register(run_id: str, name: str) -> tuple[str, int, str]:
     Raises:
         RegistryError: if there is no such run, or it holds no model.
     """
+    if not re.match(MODEL_NAME_PATTERN, name):
+        raise RegistryError(
+            f"{name!r} is no name for a registered model: use letters, digits, spaces, '.', '-' and '_'"
+        )
     connect()
     client = MlflowClient()
     try:

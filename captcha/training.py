@@ -26,7 +26,7 @@ EPOCH_IMAGES = 500
 """Images in an epoch at the least: a smaller folder is gone through several times, changed anew each time."""
 
 WARM_UP_STEPS = 200
-LANDING_PART = 6  # of the epochs: the share over which the learning rate falls, after validation stopped improving too
+LANDING_PART = 6  # the learning rate falls over the sixth part of the epochs, also where they end early
 AUGMENTATION_RAMP = 0.1  # share of the training over which the augmentation grows to its full strength
 WEIGHT_DECAY = 0.01
 GRADIENT_NORM = 5.0
@@ -165,13 +165,9 @@ def train_epochs(
         )
 
 
-def diagnosis(results: Sequence[EpochResult], epochs: int) -> str | None:
-    """Return in one line why a training is stuck; None where it is not.
-
-    Looks once, when a third of the epochs is over, and again after the last epoch of all.
-    """
-    last = results[-1]
-    if last.train_loss is None or last.epoch < DIAGNOSED_EPOCH or last.epoch not in (epochs // 3, epochs):
+def diagnosis(last: EpochResult) -> str | None:
+    """Return in one line why a training is stuck as of this epoch; None where it is not, or it is too early to say."""
+    if last.train_loss is None or last.epoch < DIAGNOSED_EPOCH:
         return None
     read = last.validation.predictions
     if not any(read):
