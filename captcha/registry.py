@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,12 +53,18 @@ def tracked_run(run_name: str) -> Iterator[Run]:
     try:
         yield mlflow.start_run(run_name=run_name, log_system_metrics=True)
     except (KeyboardInterrupt, SystemExit):
-        mlflow.end_run("KILLED")
+        _end_run("KILLED")
         raise
     except BaseException:
-        mlflow.end_run("FAILED")
+        _end_run("FAILED")
         raise
-    mlflow.end_run("FINISHED")
+    _end_run("FINISHED")
+
+
+def _end_run(status: str) -> None:
+    """End the run; MLflow's lines about where to see it leave standard output to the results."""
+    with contextlib.redirect_stdout(sys.stderr):
+        mlflow.end_run(status)
 
 
 def _set_experiment() -> None:

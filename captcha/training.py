@@ -106,7 +106,8 @@ def train_epochs(
     averaging = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY), use_buffers=True)
     average = cast(Crnn, averaging.module)
     steps_per_epoch = math.ceil(max(EPOCH_IMAGES, len(split.train)) / config.batch_size)
-    ramp = AUGMENTATION_RAMP * steps_per_epoch * config.epochs
+    steps = steps_per_epoch * config.epochs
+    ramp, warm_up = AUGMENTATION_RAMP * steps, min(WARM_UP_STEPS, steps // 10 + 1)
     landing = max(1, config.epochs // LANDING_PART)
     optimizer = _optimizer(model, config.learning_rate)
     batches = _batches(split.train, config.batch_size, order)
@@ -131,7 +132,7 @@ def train_epochs(
             loss = ctc_loss(log_probs, targets)
             # Up in a straight line, level, and down to nothing over the last epochs, whichever these turn out to be.
             steps_left = last_epoch * steps_per_epoch - step
-            rate = config.learning_rate * min(1, (step + 1) / WARM_UP_STEPS, steps_left / (landing * steps_per_epoch))
+            rate = config.learning_rate * min(1, (step + 1) / warm_up, steps_left / (landing * steps_per_epoch))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
@@ -147,8 +148,9 @@ def train_epochs(
                 )
         seconds = time.perf_counter() - started
         validation = evaluate(recognizer, split.validation)
-        improved = _rank(validation) > _rank(best)
-        # A lower loss alone is kept, but not waited for; nor is a training given up that has read nothing yet.
+        # Of equal matches the later counts: it has learned longer, at a lower rate at last.
+        improved = validation.exact_match >= best.exact_match
+        # Equality is not waited for; nor is a training given up that has read nothing yet.
         waited = 0 if validation.exact_match > best.exact_match or not best.exact_match else waited + 1
         best = validation if improved else best
         if waited >= config.patience:
@@ -229,8 +231,3 @@ def _batches(samples: Sequence[Sample], size: int, generator: Generator) -> Iter
             if len(batch) == size:
                 yield batch
                 batch = []
-
-
-def _rank(validation: Evaluation) -> tuple[float, float]:
-    """Order evaluations: more exact matches, then the lower loss."""
-    return validation.exact_match, -validation.loss

@@ -112,13 +112,6 @@ def test_epoch_0_is_the_model_before_training_and_each_epoch_changes_every_weigh
         assert [key for key in before if torch.equal(before[key], after[key])] == []
 
 
-def test_the_learning_rate_ends_far_below_its_highest_value(samples: list[Sample]) -> None:
-    results = run(samples, epochs=6, learning_rate=0.002)
-    rates = [result.learning_rate for result in results[1:]]
-    assert max(rates) <= 0.002
-    assert rates[-1] < 0.0002
-
-
 def test_every_image_is_learned_from_before_any_comes_again(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,22 +167,31 @@ def scripted(monkeypatch: pytest.MonkeyPatch, figures: Sequence[tuple[int, float
     monkeypatch.setattr(training, "evaluate", stand_in)
 
 
-def test_training_ends_after_as_many_epochs_without_more_exact_matches_as_patience_says(
+def test_the_learning_rate_lands_once_exact_match_has_not_risen_for_as_many_epochs_as_patience_says(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Nothing read yet for longer than patience; then a lower loss alone; then nothing read any more.
-    scripted(monkeypatch, [(0, 9.0), *[(0, 9.5)] * 4, (1, 8.0), (1, 7.0), (0, 1.0), (1, 7.5), (4, 0.0)])
-    results = run(samples, epochs=10, patience=3)
-    assert [result.epoch for result in results if result.improved] == [0, 5, 6]
-    assert results[-1].epoch == 8
+    # Nothing read yet for longer than patience; then as many matches as before; then nothing read any more.
+    monkeypatch.setattr(training, "LANDING_PART", 6)
+    monkeypatch.setattr(training, "WARM_UP_STEPS", 1)
+    scripted(monkeypatch, [(0, 9.0), *[(0, 9.5)] * 4, (1, 8.0), (1, 7.0), (0, 1.0), *[(1, 7.5)] * 20])
+    results = run(samples, epochs=12, patience=3)
+    assert results[-1].epoch == 10  # patience is over after epoch 8, landing takes the sixth part of 12
+    assert results[-1].learning_rate == results[-2].learning_rate / 2
 
 
-def test_more_exact_matches_are_better_and_of_as_many_the_lower_loss(
+def test_the_learning_rate_lands_over_the_last_epochs(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LANDING_PART", 2)
+    monkeypatch.setattr(training, "WARM_UP_STEPS", 1)
+    rates = [result.learning_rate for result in run(samples, epochs=8, learning_rate=0.01)]
+    assert rates[1:] == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.01, 0.0075, 0.005, 0.0025])
+
+
+def test_more_exact_matches_are_better_and_of_as_many_the_later(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scripted(monkeypatch, [(0, 9.0), (0, 8.0), (0, 8.5), (1, 20.0), (0, 0.1), (1, 19.0), (1, 19.0)])
+    scripted(monkeypatch, [(0, 9.0), (0, 8.0), (0, 8.5), (1, 20.0), (0, 0.1), (1, 19.0), (1, 19.5)])
     results = run(samples, epochs=6, patience=15)
-    assert [result.improved for result in results] == [True, True, False, True, False, True, False]
+    assert [result.improved for result in results] == [True, True, True, True, False, True, True]
 
 
 def test_a_loss_that_is_no_number_ends_the_training_in_one_line(
