@@ -74,7 +74,7 @@ def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
         DataError: the data has problems; all of them are echoed first.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
-    with tracked_run(f"{config.backbone} on {_short_name(config.data)}") as run:
+    with tracked_run(f"{config.backbone} on {_short_name(config.data)}, seed {config.seed}") as run:
         split = load_split(config, echo)
         vocabulary = _vocabulary(config, split, echo)
         _log_inputs(config, split, vocabulary)
