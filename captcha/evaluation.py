@@ -88,7 +88,8 @@ def evaluate(recognizer: Recognizer, samples: Sequence[Sample]) -> Evaluation:
 def disagreement(first: Recognizer, second: Recognizer, samples: Sequence[Sample]) -> str | None:
     """Return in one line how two engines of one model differ on the samples, None where they agree.
 
-    They agree when they read the same texts and no log-probability differs by more than LOG_PROBS_TOLERANCE.
+    They agree when they read the same texts and no log-probability differs by more than LOG_PROBS_TOLERANCE: by
+    itself down to -1, relative to it below, where single precision has no more digits.
     """
     images = [sample.image for sample in samples]
     differing = 0

@@ -240,10 +240,11 @@ def test_a_relative_folder_under_mlflow_run_is_explained(monkeypatch: pytest.Mon
 )
 def test_a_signal_unwinds_the_command_and_is_one_line(sent: signal.Signals, code: int, line: str) -> None:
     program = """
-import sys, time
+import signal, sys, time
 from types import ModuleType
 import captcha
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
 stand_in = ModuleType("captcha.experiment")
 def train(config, echo):
     try:
@@ -256,11 +257,11 @@ sys.modules["captcha.experiment"] = captcha.experiment = stand_in
 from captcha.cli import main
 main(["train"])
 """
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(sent)
-    out, err = process.communicate(timeout=30)
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (code, "unwound\n", line)

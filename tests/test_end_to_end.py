@@ -395,7 +395,7 @@ case "$1 $2" in
     "env create") # -n NAME --file FILE
         PYTHON -m venv "$envs/$4"
         sed -n 's/^ *- \\(.*==.*\\)/\\1/p' "$6" >"$envs/$4/requirements.txt"
-        "$envs/$4/bin/pip" install --no-index --find-links WHEELS -r "$envs/$4/requirements.txt" ;;
+        PIP_NO_INDEX=1 PIP_FIND_LINKS=WHEELS "$envs/$4/bin/pip" install -r "$envs/$4/requirements.txt" ;;
 esac
 """
 CONDA_SH = 'conda() { [ "$1" = activate ] && . "HOME/envs/$2/bin/activate"; }\n'

@@ -106,11 +106,11 @@ def test_an_engine_agrees_with_itself() -> None:
 
 
 def off_by(amount: float) -> Recognizer:
-    """The stand-in, one log-probability of its last image off by that much."""
+    """The stand-in, one log-probability of its last image off by that much, relative to it as it is below -1."""
 
     def log_probs_of(images: NDArray[np.uint8]) -> LogProbs:
         log_probs = stand_in(images)
-        log_probs[1, -1, 2] += amount
+        log_probs[1, -1, 2] += amount * max(1, abs(log_probs[1, -1, 2]))
         return log_probs
 
     return recognizer(log_probs_of)
