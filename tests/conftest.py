@@ -1,5 +1,6 @@
 """Small drawn pictures for the tests, so that none needs a download."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -70,7 +71,8 @@ def new_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import mlflow
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    with contextlib.chdir(path.parent):  # where the default experiment will keep its artifacts
+        mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
 
 
