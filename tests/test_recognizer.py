@@ -19,21 +19,7 @@ HEIGHT = 16
 VOCABULARY = Vocabulary("abc")
 
 # Each column of pixels is a frame, its brightness the class: white is the blank, black "a", then "b" and "c".
-STRIPES = """
-<ir_version: 10, opset_import: ["": 18]>
-stripes (uint8[N, 3, H, W] images) => (float[W, N, 4] log_probs)
-<int64[2] rows = {1, 2}, int64[1] last = {2}, float[4] centres = {255, 0, 85, 170}, float scale = {-0.005}>
-{
-    brightness = Cast<to = 1>(images)
-    columns = ReduceMean<keepdims = 0>(brightness, rows)
-    frames = Transpose<perm = [1, 0]>(columns)
-    frames3 = Unsqueeze(frames, last)
-    distances = Sub(frames3, centres)
-    squares = Mul(distances, distances)
-    logits = Mul(squares, scale)
-    log_probs = LogSoftmax<axis = 2>(logits)
-}
-"""
+STRIPES = (Path(__file__).parent / "stripes.onnxtxt").read_text()
 SHADES = {" ": 255, "a": 0, "b": 85, "c": 170}
 
 
