@@ -51,7 +51,7 @@ class EpochResult:
 
     epoch: int
     model: Crnn
-    """The averaged model as of this epoch, on the CPU; it changes with the next."""
+    """The averaged model as of this epoch, on the device of the training; it changes with the next."""
     validation: Evaluation
     improved: bool
     train_loss: float | None
@@ -84,8 +84,7 @@ def torch_recognizer(model: Crnn, vocabulary: Vocabulary, height: int) -> Recogn
 def train_epochs(
     config: TrainConfig, split: Split, vocabulary: Vocabulary, progress: Progress = iter
 ) -> Iterator[EpochResult]:
-    """Train a CRNN, yielding after each epoch, until the last one, or until the learning rate has come down
-    after validation stopped improving.
+    """Train a CRNN, yielding after each epoch; ends early, its learning rate landed, where validation stands still.
 
     Args:
         config: what to do.
