@@ -36,7 +36,7 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(16, ge=1, description="images in a training step")
     learning_rate: float = Field(0.001, gt=0, le=1, description="Adam's highest learning rate")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of features dropped in training")
-    patience: int = Field(10, ge=1, description="epochs without a better exact match on validation before it ends")
+    patience: int = Field(10, ge=1, description="epochs without a better validation result before it ends")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the split, the weights, the order and the augmentation")
 
     @field_validator("val_data", "test_data", "vocabulary", mode="before")

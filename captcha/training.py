@@ -114,7 +114,7 @@ def train_epochs(
 
     best = evaluate(recognizer, split.validation)
     yield EpochResult(0, average, best, True, None, config.learning_rate, 0.0, 0.0)
-    epoch, waited, last_epoch = 0, 0, config.epochs
+    epoch, waited, lowest_loss, last_epoch = 0, 0, best.loss, config.epochs
     while epoch < last_epoch:
         epoch += 1
         started = time.perf_counter()
@@ -149,8 +149,10 @@ def train_epochs(
         validation = evaluate(recognizer, split.validation)
         # Of equal matches the later counts: it has learned longer, at a lower rate at last.
         improved = validation.exact_match >= best.exact_match
-        # Equality is not waited for; nor is a training given up that has read nothing yet.
-        waited = 0 if validation.exact_match > best.exact_match or not best.exact_match else waited + 1
+        # More matches, or a loss lower than ever while some are missing; nothing read yet is no standstill either.
+        lower = validation.loss < lowest_loss and validation.exact_match < 1
+        better = validation.exact_match > best.exact_match or lower or not best.exact_match
+        waited, lowest_loss = 0 if better else waited + 1, min(lowest_loss, validation.loss)
         best = validation if improved else best
         if waited >= config.patience:
             last_epoch = min(last_epoch, epoch + landing)

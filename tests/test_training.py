@@ -167,16 +167,23 @@ def scripted(monkeypatch: pytest.MonkeyPatch, figures: Sequence[tuple[int, float
     monkeypatch.setattr(training, "evaluate", stand_in)
 
 
-def test_the_learning_rate_lands_once_exact_match_has_not_risen_for_as_many_epochs_as_patience_says(
+def test_the_learning_rate_lands_once_validation_has_stood_still_for_as_many_epochs_as_patience_says(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Nothing read yet for longer than patience; then as many matches as before; then nothing read any more.
+    # Nothing read yet for longer than patience; then a lower loss alone; then neither more matches nor a lower loss.
     monkeypatch.setattr(training, "LANDING_PART", 6)
     monkeypatch.setattr(training, "WARM_UP_STEPS", 1)
-    scripted(monkeypatch, [(0, 9.0), *[(0, 9.5)] * 4, (1, 8.0), (1, 7.0), (0, 1.0), *[(1, 7.5)] * 20])
-    results = run(samples, epochs=12, patience=3)
-    assert results[-1].epoch == 10  # patience is over after epoch 8, landing takes the sixth part of 12
+    scripted(monkeypatch, [(0, 9.0), *[(0, 9.5)] * 4, (1, 8.0), (1, 7.0), (0, 7.5), *[(1, 7.0)] * 20])
+    results = run(samples, epochs=14, patience=3)
+    assert results[-1].epoch == 11  # patience is over after epoch 9, landing takes the sixth part of 14
     assert results[-1].learning_rate == results[-2].learning_rate / 2
+
+
+def test_a_loss_that_still_falls_is_not_waited_for_once_all_is_read(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [(0, 9.0), (4, 8.0), (4, 7.0), (4, 6.0), *[(4, 5.0)] * 20])
+    assert run(samples, epochs=12, patience=2)[-1].epoch == 5
 
 
 def test_the_learning_rate_lands_over_the_last_epochs(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
