@@ -7,11 +7,11 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 # The full range of each change.
-ROTATION = 8  # degrees to each side
+ROTATION = 5  # degrees to each side
 SLANT = 0.2  # columns a row
-SIZE = 0.15  # natural logarithm of the scale
+SIZE = 0.12  # natural logarithm of the scale
 STRETCH = 0.05  # likewise, of the width against the height
-BEND = 0.035  # of the height: standard deviation of the bending field
+BEND = 0.02  # of the height: standard deviation of the bending field
 LINES = 3  # across an image, each with the probability ...
 LINE_SHARE = 0.4
 
@@ -68,11 +68,10 @@ def _warp(images: Tensor, strength: float, generator: Generator) -> Tensor:
 
 
 def _cross(images: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Draw up to LINES waves across each image, half of them in its own ink: lines are no part of a letter."""
+    """Draw up to LINES thin waves across each image, in random colours: lines are no part of a letter."""
     _, _, height, width = images.shape
     rows = torch.arange(height, device=images.device).view(1, height, 1)
     columns = torch.linspace(0, 1, width, device=images.device).view(1, 1, width)
-    ink = _ink(images)
     for _ in range(LINES):
         chosen = torch.rand(len(images), generator=generator, device=images.device) < LINE_SHARE * strength
         crossed = images[chosen]
@@ -81,19 +80,11 @@ def _cross(images: Tensor, strength: float, generator: Generator) -> Tensor:
         swing = _uniform(crossed, 0, height / 4, generator, (1, 1))
         start, end = (_uniform(crossed, 0, height, generator, (1, 1)) for _ in range(2))
         middle = start + (end - start) * columns + swing * torch.sin(phase + waves * columns)
-        half_width = _uniform(crossed, 0.3, 1.5, generator, (1, 1)) * (height / 64)
+        half_width = _uniform(crossed, 0.3, 1.2, generator, (1, 1)) * (height / 64)
         cover = (half_width + 0.5 - (rows - middle).abs()).clamp(0, 1).unsqueeze(1)
-        in_ink = torch.rand((len(crossed), 1, 1, 1), generator=generator, device=images.device) < 0.5
-        colour = torch.where(in_ink, ink[chosen], _uniform(crossed, 0, 255, generator, (3, 1, 1)))
+        colour = _uniform(crossed, 0, 255, generator, (3, 1, 1))
         images[chosen] = crossed.lerp(colour, cover)
     return images
-
-
-def _ink(images: Tensor) -> Tensor:
-    """Return the colour that is farthest from each image's mean, (N, 3, 1, 1)."""
-    flat = images.flatten(2)
-    farthest = (flat - flat.mean(2, keepdim=True)).abs().sum(1).argmax(1)
-    return flat.gather(2, farthest.view(-1, 1, 1).expand(-1, 3, 1)).unsqueeze(3)
 
 
 def _recolour(images: Tensor, strength: float, generator: Generator) -> Tensor:
