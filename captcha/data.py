@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from statistics import median_low
 
 from captcha.ctc import frames_needed
-from captcha.images import MAX_BYTES, WIDTH_STEP, Image, ImageError, decode_image, read_header, resize_to_height
+from captcha.images import MAX_BYTES, Image, ImageError, decode_image, padded_width, read_header, resize_to_height
 from captcha.vocabulary import Vocabulary
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif"})
@@ -326,7 +326,7 @@ def _label_problems(
         message = f"the label {text!r} has characters outside the vocabulary: {missing!r}"
         problems.append(Problem(name, "outside the vocabulary", message, fatal=True))
     if frame_stride and width:
-        frames = -(-width // WIDTH_STEP) * WIDTH_STEP // frame_stride
+        frames = padded_width(width) // frame_stride
         if (needed := frames_needed([ord(character) for character in text])) > frames:
             message = f"the label {text!r} needs {needed} frames, the image's width gives {frames}"
             problems.append(Problem(name, "label too long", message, fatal=True))

@@ -93,12 +93,17 @@ def resize_to_height(image: Image, height: int) -> Image:
     return cv2.resize(image, (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
 
 
+def padded_width(width: int) -> int:
+    """Return the width in pixels, rounded up to WIDTH_STEP, that an image is padded to."""
+    return -(-width // WIDTH_STEP) * WIDTH_STEP
+
+
 def stack(images: Sequence[Image]) -> Image:
     """Return one batch (N, 3, height, W) of images (height, W_i, 3).
 
     W is the widest, rounded up to WIDTH_STEP; the last column of a narrower image is repeated.
     """
-    width = -(-max(image.shape[1] for image in images) // WIDTH_STEP) * WIDTH_STEP
+    width = padded_width(max(image.shape[1] for image in images))
     batch = np.empty((len(images), 3, images[0].shape[0], width), np.uint8)
     for row, image in zip(batch, images, strict=True):
         row[:, :, : image.shape[1]] = image.transpose(2, 0, 1)

@@ -14,7 +14,7 @@ import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from captcha.ctc import beam_search_decode, character_confidences, greedy_decode, text_log_probability
-from captcha.images import WIDTH_STEP, resize_to_height, stack
+from captcha.images import padded_width, resize_to_height, stack
 from captcha.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -110,7 +110,7 @@ class Recognizer:
         by_width: dict[int, list[int]] = defaultdict(list)
         resized = [resize_to_height(image, self.height) for image in images]
         for i, image in enumerate(resized):
-            by_width[-(-image.shape[1] // WIDTH_STEP) * WIDTH_STEP].append(i)
+            by_width[padded_width(image.shape[1])].append(i)
         for width, members in by_width.items():
             size = max(1, COLUMNS_AT_ONCE // width)
             for start in range(0, len(members), size):
