@@ -112,7 +112,7 @@ def _fit(config: TrainConfig, split: Split, vocabulary: Vocabulary, echo: Echo) 
         if result.epoch == 0:
             mlflow.log_params({"model_parameters": sum(p.numel() for p in result.model.parameters())})
         _log_epoch(config, result, echo)
-        if result.improved:
+        if result.chosen:
             weights = {key: value.detach().cpu().clone() for key, value in result.model.state_dict().items()}
             best_epoch = result.epoch
         if result.epoch == config.epochs // 3:
@@ -283,7 +283,7 @@ def _log_epoch(config: TrainConfig, result: EpochResult, echo: Echo) -> None:
         echo(
             f"epoch {result.epoch:3}/{config.epochs}  loss {result.train_loss:7.3f}  val loss {validation.loss:7.3f}  "
             f"exact match {validation.exact_match:7.2%}  {result.images_per_second:5.0f} images/s"
-            f"{'  *' if result.improved else ''}"
+            f"{'  *' if result.chosen else ''}"
         )
     mlflow.log_metrics(metrics, step=result.epoch)
     if result.epoch % EPOCHS_PER_PICTURE == 0 or result.epoch == config.epochs:

@@ -106,7 +106,7 @@ class Crnn(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.dropout = nn.Dropout(dropout)
         self.gru = nn.GRU(channels, HIDDEN, num_layers=2, bidirectional=True, dropout=dropout)
-        self.head = nn.Linear(2 * HIDDEN, classes)
+        self.head = nn.ConvTranspose1d(2 * HIDDEN, classes, 2, 2)  # a linear layer for each frame of a pair
         self.local_head = nn.Conv1d(channels, classes, 3, 1, 1)
 
     def features(self, images: Tensor) -> Tensor:
@@ -127,12 +127,15 @@ class Crnn(nn.Module):
         GRU, which could learn whole training images by heart, stays a correction.
         """
         features = self.dropout(self.features(images))
-        # Single precision on a CPU too: there, the GRU's many small steps are slower in bfloat16.
-        with torch.autocast(features.device.type, enabled=features.is_cuda):
+        # On a CPU in single precision always: there, the GRU's many small steps are slower in bfloat16.
+        mixed = features.is_cuda and torch.is_autocast_enabled("cuda")
+        with torch.autocast(features.device.type, enabled=mixed):
             features = features.float()
             local_logits = self.local_head(features.permute(1, 2, 0)).permute(2, 0, 1)
-            sequence, _ = self.gru(features)
-            logits = self.head(self.dropout(sequence))
+            # The GRU steps over pairs of frames: half the steps, which take most of a training's time on a CPU.
+            pairs = F.avg_pool1d(features.permute(1, 2, 0), 2).permute(2, 0, 1)
+            sequence, _ = self.gru(pairs)
+            logits = self.head(self.dropout(sequence).permute(1, 2, 0)).permute(2, 0, 1)
             if self.training:
                 taken: Tensor | float = torch.rand((1, len(images), 1), device=logits.device) < GRU_SHARE
             else:

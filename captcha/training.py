@@ -18,6 +18,7 @@ from captcha.config import TrainConfig
 from captcha.data import Sample, Split
 from captcha.evaluation import Evaluation, evaluate
 from captcha.images import stack
+from captcha.metrics import wilson_interval
 from captcha.model import Crnn
 from captcha.recognizer import Recognizer
 from captcha.vocabulary import Vocabulary
@@ -30,6 +31,7 @@ LANDING_PART = 6  # the learning rate falls over the sixth part of the epochs, a
 AUGMENTATION_RAMP = 0.1  # share of the training over which the augmentation grows to its full strength
 WEIGHT_DECAY = 0.01
 GRADIENT_NORM = 5.0
+CHANCE = 0.68  # confidence of the interval, one standard error, below which an epoch is worse than the best one
 AVERAGE_DECAY = 0.99  # of the moving average of the weights, which is the model that counts
 
 DIAGNOSED_EPOCH = 5
@@ -53,7 +55,8 @@ class EpochResult:
     model: Crnn
     """The averaged model as of this epoch, on the device of the training; it changes with the next."""
     validation: Evaluation
-    improved: bool
+    chosen: bool
+    """Whether this epoch's model is the one to keep so far."""
     train_loss: float | None
     """CTC loss per image over the epoch, with augmentation and dropout."""
     learning_rate: float
@@ -88,7 +91,7 @@ def train_epochs(
 
     Args:
         config: what to do.
-        split: its train side is learned from, its validation side chooses the best epoch; test is not touched.
+        split: its train side is learned from, its validation side chooses the epoch; test is not touched.
         vocabulary: holds every character of the training labels.
         progress: wraps the steps of an epoch, as tqdm does.
 
@@ -112,9 +115,10 @@ def train_epochs(
     batches = _batches(split.train, config.batch_size, order)
     recognizer = torch_recognizer(average, vocabulary, config.height)
 
-    best = evaluate(recognizer, split.validation)
-    yield EpochResult(0, average, best, True, None, config.learning_rate, 0.0, 0.0)
-    epoch, waited, lowest_loss, last_epoch = 0, 0, best.loss, config.epochs
+    validation = evaluate(recognizer, split.validation)
+    yield EpochResult(0, average, validation, True, None, config.learning_rate, 0.0, 0.0)
+    epoch, waited, last_epoch = 0, 0, config.epochs
+    highest_match, lowest_loss, count = validation.exact_match, validation.loss, len(split.validation)
     while epoch < last_epoch:
         epoch += 1
         started = time.perf_counter()
@@ -147,20 +151,21 @@ def train_epochs(
                 )
         seconds = time.perf_counter() - started
         validation = evaluate(recognizer, split.validation)
-        # Of equal matches the later counts: it has learned longer, at a lower rate at last.
-        improved = validation.exact_match >= best.exact_match
+        match = validation.exact_match
+        # The latest epoch counts that is as good as the best one, chance apart: it has learned longer, at a lower
+        # rate at last. The best of many by some dozens of images is the luckiest, too.
+        chosen = match >= wilson_interval(round(highest_match * count), count, CHANCE)[0]
         # More matches, or a loss lower than ever while some are missing; nothing read yet is no standstill either.
-        lower = validation.loss < lowest_loss and validation.exact_match < 1
-        better = validation.exact_match > best.exact_match or lower or not best.exact_match
-        waited, lowest_loss = 0 if better else waited + 1, min(lowest_loss, validation.loss)
-        best = validation if improved else best
+        better = match > highest_match or (validation.loss < lowest_loss and match < 1) or not highest_match
+        waited = 0 if better else waited + 1
+        highest_match, lowest_loss = max(highest_match, match), min(lowest_loss, validation.loss)
         if waited >= config.patience:
             last_epoch = min(last_epoch, epoch + landing)
         yield EpochResult(
             epoch,
             average,
             validation,
-            improved,
+            chosen,
             sum(losses) / len(losses),
             rate,
             steps_per_epoch * config.batch_size / seconds,
