@@ -125,8 +125,9 @@ def predict(
     Prints file, text and confidence (0 to 1), separated by tabs; ends with 1 where a file could not be read.
     """
     from captcha import experiment
+    from captcha.data import images_in
 
-    files = [image for file in files for image in (_images_in(file) if file.is_dir() else [file])]
+    files = [image for file in files for image in (images_in(file) if file.is_dir() else [file])]
     readings = experiment.predict(files, model, decoder, beam_width)
     rows: list[dict[str, Any]] = []
     for file, reading in zip(files, readings, strict=True):
@@ -250,9 +251,3 @@ def _complain(message: str) -> None:
 
 def _print_json(content: object) -> None:
     typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
-
-
-def _images_in(folder: Path) -> list[Path]:
-    from captcha.data import EXTENSIONS
-
-    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in EXTENSIONS]

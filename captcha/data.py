@@ -92,6 +92,11 @@ class _Decoded:
     format: str
 
 
+def images_in(folder: Path) -> list[Path]:
+    """Return the images of a folder's top level in the order of their names, without hidden ones."""
+    return [path for path in sorted(folder.iterdir()) if _is_image(path)]
+
+
 def read_samples(
     folder: Path,
     height: int,
@@ -230,7 +235,7 @@ def _visible(character: str) -> str:
 
 def _named_texts(folder: Path, problems: list[Problem]) -> dict[str, str]:
     """Return the label of each image by its file name, noting sub-folders that are left out."""
-    files = {path.name: path for path in sorted(folder.iterdir()) if _is_image(path)}
+    files = {path.name: path for path in images_in(folder)}
     nested: dict[Path, list[Path]] = {}
     for path in _images_below(folder):
         if path.parent != folder:

@@ -141,6 +141,24 @@ def test_predict_reads_the_others_where_one_file_cannot_be_read(
     assert run("predict", "x.png", "--decoder", "beam") == 0
 
 
+def test_predict_reads_a_folders_own_images_in_order_and_leaves_hidden_ones_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("b.png", "a.jpg", ".hidden.png", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "folder.png" / "below.png").touch()
+    asked: list[Path] = []
+
+    def stand_in(files: list[Path], *options: object) -> list[Reading | ImageError]:
+        asked.extend(files)
+        return [Reading("2b", 0.875, [0.9, 0.95]) for _ in files]
+
+    monkeypatch.setattr(experiment, "predict", stand_in)
+    assert run("predict", str(tmp_path), str(tmp_path / ".hidden.png")) == 0
+    assert asked == [tmp_path / name for name in ("a.jpg", "b.png", ".hidden.png")]  # hidden ones are read by name
+
+
 def test_predict_has_the_recognizers_decoders_and_defaults() -> None:
     ours, theirs = signature(cli.predict).parameters, signature(recognizer.Recognizer.read).parameters
     assert get_args(get_args(ours["decoder"].annotation)[0]) == get_args(recognizer.Decoder)

@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +28,7 @@ from captcha.experiment import TrainOutcome, load_split
 from captcha.images import ImageError
 from captcha.model import Crnn, to_onnx
 from captcha.recognizer import Reading
-from captcha.registry import load_recognizer
+from captcha.registry import load_recognizer, tracked_run
 from captcha.training import EpochResult, TrainingError, torch_recognizer
 from captcha.vocabulary import Vocabulary
 
@@ -224,6 +224,30 @@ def test_the_epoch_of_the_registered_model_is_the_last_one_marked(trained: Train
     assert f"{trained.run.data.metrics['best_epoch']:.0f}/{EPOCHS}" == marked[-1]
 
 
+def test_the_weights_kept_are_those_of_the_last_epoch_that_improved_and_the_end_is_diagnosed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(data=str(folder), epochs=9)
+    split = load_split(asked, pytest.fail)
+    nothing = Evaluation(split.validation, [Reading("", 0.5, []) for _ in split.validation], 9.0)
+    model = Crnn("compact", 11, HEIGHT)
+
+    def improve_once(*_: object) -> Iterator[EpochResult]:
+        for number, improved in ((0, True), (5, True), (9, False)):
+            with torch.no_grad():
+                model.head.bias.fill_(number)
+            yield EpochResult(number, model, nothing, improved, 9.0 if number else None, 0.001, 100.0, 1.0)
+
+    monkeypatch.setattr(experiment, "train_epochs", improve_once)
+    lines: list[str] = []
+    with tracked_run("a training") as run:
+        kept, results = experiment._fit(asked, split, Vocabulary("0123456789"), lines.append)
+    assert kept.head.bias.unique().tolist() == [5]
+    assert [result.epoch for result in results] == [0, 5, 9]
+    assert mlflow.get_run(run.info.run_id).data.metrics["best_epoch"] == 5
+    assert [line[:44] for line in lines if "warning" in line] == ["warning: after 9 epochs every reading is emp"]
+
+
 def test_a_person_is_told_each_epoch_and_what_to_do_next(trained: Trained) -> None:
     assert [line.split()[1] for line in trained.lines if line.startswith("epoch")] == ["1/3", "2/3", "3/3"]
     summary = trained.outcome.summary()
@@ -231,6 +255,12 @@ def test_a_person_is_told_each_epoch_and_what_to_do_next(trained: Trained) -> No
     for command in ("mlflow ui", "mlflow models serve -m models:/two-digits@champion", "captcha predict"):
         assert command in summary
     assert Path(trained.outcome.example).is_file()
+
+
+def test_a_version_that_is_no_champion_is_served_by_its_number(trained: Trained) -> None:
+    summary = replace(trained.outcome, model_version=7).summary()
+    assert "mlflow models serve -m models:/two-digits/7 " in summary
+    assert summary.endswith("--model models:/two-digits/7")
 
 
 # What is measured is what is served
@@ -406,6 +436,21 @@ def test_a_fixed_part_takes_the_place_of_the_one_split_off(folder: Path, other_f
     assert texts_of(one.validation) == texts_of(usual.validation)
     assert texts_of(one.train) == texts_of(usual.train) | texts_of(usual.test)
     assert texts_of(one.test) == {"cd", "34", "56"}
+
+
+def test_a_fixed_part_is_an_input_of_its_own_and_gives_the_example(
+    folder: Path, other_folders: tuple[Path, Path]
+) -> None:
+    val, test = other_folders
+    asked = config(data=str(folder), val_data=str(val), test_data=str(test))
+    split = load_split(asked, pytest.fail)
+    with tracked_run("a training") as run:
+        experiment._log_inputs(asked, split, Vocabulary("0123456789"))
+    names = {part: dataset.name for part, dataset in inputs(mlflow.get_run(run.info.run_id)).items()}
+    assert names == {"train": "two digits-train", "validation": "val-validation", "test": "test-test"}
+    path, content = experiment._example(asked, split.test[0])
+    assert Path(path).samefile(test / split.test[0].name)
+    assert content == Path(path).read_bytes()
 
 
 def test_a_picture_that_is_trained_on_cannot_be_tested_on(folder: Path, other_folders: tuple[Path, Path]) -> None:

@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from captcha import pictures
 from captcha.data import Sample
 from captcha.evaluation import Evaluation
 from captcha.model import Crnn
@@ -59,6 +60,16 @@ def test_mistakes_are_marked_in_their_colour_and_right_readings_in_theirs() -> N
     assert red > 50
 
 
+def test_each_image_stands_under_what_was_read_and_how_surely_and_a_mistake_under_its_label_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures, "_rendered", figures.append)
+    prediction_grid(made([("abc", "abc"), ("abc", "abd"), ("abc", "")]))
+    titles = [axes.get_title() for axes in figures[0].axes]
+    assert titles == ["✓ abc  50%", "✗ abd ≠ abc  50%", "✗ (nothing) ≠ abc  50%", ""]
+
+
 def test_labels_of_any_characters_can_be_shown() -> None:
     pairs = [(label, read) for label in AWKWARD for read in (label, "x", "")]
     prediction_grid(made(pairs), shown=len(pairs))
@@ -72,8 +83,8 @@ def test_what_the_font_lacks_can_be_told_apart() -> None:
 
 def test_a_dollar_sign_is_drawn_as_one(draw: Callable[..., NDArray[np.uint8]]) -> None:
     titles = {text: prediction_grid(made([(text, text)])) for text in ("$a_b$", "$a$b$", "a_b", "ab")}
-    pictures = list(titles.values())
-    assert all(not np.array_equal(a, b) for i, a in enumerate(pictures) for b in pictures[:i])
+    drawings = list(titles.values())
+    assert all(not np.array_equal(a, b) for i, a in enumerate(drawings) for b in drawings[:i])
 
 
 def test_the_curves_show_every_epoch() -> None:

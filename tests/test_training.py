@@ -1,6 +1,7 @@
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -129,6 +130,21 @@ def test_every_image_is_learned_from_before_any_comes_again(
     assert rounds == [sorted(tuple(VOCABULARY.encode(text)) for text in TEXTS)] * 3
 
 
+def test_the_train_part_alone_is_learned_from_and_the_validation_part_alone_is_read(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[str] = set()
+
+    def note(log_probs: Tensor, targets: list[list[int]]) -> Tensor:
+        seen.update(map(VOCABULARY.decode, targets))
+        return ctc_loss(log_probs, targets)
+
+    monkeypatch.setattr(training, "ctc_loss", note)
+    results = list(train_epochs(config(epochs=1), Split(samples[:3], samples[3:], []), VOCABULARY))
+    assert seen == set(TEXTS[:3])
+    assert [result.validation.references for result in results] == [TEXTS[3:]] * 2
+
+
 def test_the_test_part_is_not_touched(samples: list[Sample]) -> None:
     split = Split(samples, samples, cast("list[Sample]", None))
     assert len(list(train_epochs(config(epochs=1), split, VOCABULARY))) == 2
@@ -153,6 +169,155 @@ def test_progress_wraps_the_steps_of_each_epoch(samples: list[Sample], monkeypat
 
     list(train_epochs(config(epochs=2), Split(samples, samples, []), VOCABULARY, progress))
     assert wrapped == [range(3), range(3)]
+
+
+def test_the_model_is_the_one_configured(samples: list[Sample]) -> None:
+    result = next(train_epochs(config(dropout=0.35, height=48), Split(samples, samples, []), VOCABULARY))
+    assert (result.model.dropout.p, result.model.gru.dropout) == (0.35, 0.35)
+    assert result.model.conv.kernel_size == (3, 3)  # as high as the features of 48 rows
+    assert result.model.head.out_features == VOCABULARY.classes
+
+
+# The steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the optimizer had before it at a step, and what it made of it."""
+
+    rates: list[float]
+    """The learning rate of each group."""
+    gradient: float
+    """The norm of all gradients."""
+    weights: list[Tensor]
+    """After the step."""
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """Every step of the optimizers of a test's trainings, as they come."""
+    noted: list[Step] = []
+    usual = training._optimizer
+
+    def watched(model: Crnn, learning_rate: float) -> torch.optim.Optimizer:
+        optimizer = usual(model, learning_rate)
+        before: list[tuple[list[float], float]] = []
+
+        def note_before(*_: object) -> None:
+            gradients = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+            before.append(([g["lr"] for g in optimizer.param_groups], float(torch.stack(gradients).norm())))
+
+        def note_after(*_: object) -> None:
+            noted.append(Step(*before.pop(), [p.detach().clone() for p in model.parameters()]))
+
+        optimizer.register_step_pre_hook(note_before)
+        optimizer.register_step_post_hook(note_after)
+        return optimizer
+
+    monkeypatch.setattr(training, "_optimizer", watched)
+    return noted
+
+
+def test_the_learning_rate_rises_in_a_straight_line_is_level_and_falls_to_nothing(
+    samples: list[Sample], steps: list[Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LANDING_PART", 2)
+    monkeypatch.setattr(training, "WARM_UP_STEPS", 4)
+    monkeypatch.setattr(training, "EPOCH_IMAGES", 32)
+    scripted(monkeypatch, [(0, 9.0)] * 5)
+    results = run(samples, epochs=4, learning_rate=0.016)
+    rising, level, falling = [0.004, 0.008, 0.012], [0.016] * 14, [0.001 * left for left in range(15, 0, -1)]
+    assert [step.rates[0] for step in steps] == pytest.approx([*rising, *level, *falling])
+    assert all(step.rates == step.rates[:1] * 2 for step in steps)
+    assert [result.learning_rate for result in results[1:]] == [step.rates[0] for step in steps[7::8]]
+
+
+def test_a_short_training_warms_up_over_a_tenth_of_it(
+    samples: list[Sample], steps: list[Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [(0, 9.0)] * 2)
+    monkeypatch.setattr(training, "EPOCH_IMAGES", 40)
+    run(samples, epochs=1, learning_rate=0.01)
+    assert [step.rates[0] for step in steps] == pytest.approx([0.005, *[0.01 * left / 10 for left in range(9, 0, -1)]])
+
+
+def test_no_step_goes_by_a_longer_gradient_than_allowed(
+    samples: list[Sample], steps: list[Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "GRADIENT_NORM", 0.125)
+    run(samples, epochs=1)
+    assert [step.gradient for step in steps] == pytest.approx([0.125], rel=1e-3)  # it would be longer, untrained
+
+
+def test_each_step_goes_by_its_own_batch_and_the_loss_of_an_epoch_is_the_mean_of_its_steps(
+    samples: list[Sample], steps: list[Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors = iter([1.0, 0.0, 0.0])
+    losses: list[float] = []
+
+    def fade(log_probs: Tensor, targets: list[list[int]]) -> Tensor:
+        loss = ctc_loss(log_probs, targets) * next(factors)
+        losses.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(training, "ctc_loss", fade)
+    monkeypatch.setattr(training, "EPOCH_IMAGES", 12)
+    result = run(samples, epochs=1)[-1]
+    assert [step.gradient > 0 for step in steps] == [True, False, False]
+    assert losses[0] > 0
+    assert result.train_loss == pytest.approx(losses[0] / 3)
+
+
+def test_the_moving_average_of_the_weights_is_what_is_read_with_and_given_out(
+    samples: list[Sample], steps: list[Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "AVERAGE_DECAY", 0.75)
+    monkeypatch.setattr(training, "EPOCH_IMAGES", 12)
+    result = run(samples, epochs=1, learning_rate=0.01)[-1]
+    first, second, third = (step.weights for step in steps)
+    assert not torch.equal(first[0], third[0])
+    for average, a, b, c in zip(result.model.parameters(), first, second, third, strict=True):
+        torch.testing.assert_close(average, 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c)
+    readings = torch_recognizer(result.model, VOCABULARY, 32).read([sample.image for sample in samples])
+    assert readings == result.validation.readings
+
+
+def test_the_augmentation_grows_to_its_full_strength_and_follows_the_seed_as_the_order_does(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strengths: list[float] = []
+    seeds: list[int] = []
+    batches = training._batches
+
+    def note(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+        strengths.append(strength)
+        seeds.append(generator.initial_seed())
+        return images.float()
+
+    def note_order(samples: Sequence[Sample], size: int, generator: torch.Generator) -> Iterator[list[Sample]]:
+        seeds.append(generator.initial_seed())
+        return batches(samples, size, generator)
+
+    monkeypatch.setattr(training, "augment", note)
+    monkeypatch.setattr(training, "_batches", note_order)
+    monkeypatch.setattr(training, "AUGMENTATION_RAMP", 0.5)
+    monkeypatch.setattr(training, "EPOCH_IMAGES", 32)
+    run(samples, epochs=1, seed=7)
+    assert strengths == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
+    assert set(seeds) == {7}
+
+
+def test_matrices_and_kernels_decay_and_biases_and_norms_do_not() -> None:
+    model = Crnn("compact", 11, 32)
+    groups = training._optimizer(model, 0.01).param_groups
+    decays = {p: group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(decays) == len(list(model.parameters()))
+    for name, p in model.named_parameters():
+        assert decays[p] == (0.0 if p.ndim == 1 else training.WEIGHT_DECAY), name
+    assert training.WEIGHT_DECAY > 0
+
+
+# When it ends
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, figures: Sequence[tuple[int, float]]) -> None:
