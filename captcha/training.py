@@ -107,6 +107,7 @@ def train_epochs(
     model = model.to(device).to(memory_format=torch.channels_last)
     averaging = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY), use_buffers=True)
     average = cast(Crnn, averaging.module)
+    average.gru.flatten_parameters()  # cuDNN wants them side by side in memory, which a copy's are not
     steps_per_epoch = math.ceil(max(EPOCH_IMAGES, len(split.train)) / config.batch_size)
     steps = steps_per_epoch * config.epochs
     ramp, warm_up = AUGMENTATION_RAMP * steps, min(WARM_UP_STEPS, steps // 10 + 1)

@@ -224,7 +224,7 @@ def test_the_epoch_of_the_registered_model_is_the_last_one_marked(trained: Train
     assert f"{trained.run.data.metrics['best_epoch']:.0f}/{EPOCHS}" == marked[-1]
 
 
-def test_the_weights_kept_are_those_of_the_last_epoch_that_improved_and_the_end_is_diagnosed(
+def test_the_weights_kept_are_those_of_the_last_epoch_chosen_and_the_end_is_diagnosed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = config(data=str(folder), epochs=9)
@@ -233,16 +233,16 @@ def test_the_weights_kept_are_those_of_the_last_epoch_that_improved_and_the_end_
     model = Crnn("compact", 11, HEIGHT)
 
     def improve_once(*_: object) -> Iterator[EpochResult]:
-        for number, improved in ((0, True), (5, True), (9, False)):
+        for number, chosen in ((0, True), (5, True), (9, False)):
             with torch.no_grad():
-                model.head.bias.fill_(number)
-            yield EpochResult(number, model, nothing, improved, 9.0 if number else None, 0.001, 100.0, 1.0)
+                model.head.weight.fill_(number)
+            yield EpochResult(number, model, nothing, chosen, 9.0 if number else None, 0.001, 100.0, 1.0)
 
     monkeypatch.setattr(experiment, "train_epochs", improve_once)
     lines: list[str] = []
     with tracked_run("a training") as run:
         kept, results = experiment._fit(asked, split, Vocabulary("0123456789"), lines.append)
-    assert kept.head.bias.unique().tolist() == [5]
+    assert kept.head.weight.unique().tolist() == [5]
     assert [result.epoch for result in results] == [0, 5, 9]
     assert mlflow.get_run(run.info.run_id).data.metrics["best_epoch"] == 5
     assert [line[:44] for line in lines if "warning" in line] == ["warning: after 9 epochs every reading is emp"]

@@ -175,7 +175,7 @@ def test_the_model_is_the_one_configured(samples: list[Sample]) -> None:
     result = next(train_epochs(config(dropout=0.35, height=48), Split(samples, samples, []), VOCABULARY))
     assert (result.model.dropout.p, result.model.gru.dropout) == (0.35, 0.35)
     assert result.model.conv.kernel_size == (3, 3)  # as high as the features of 48 rows
-    assert result.model.head.out_features == VOCABULARY.classes
+    assert result.model.head.out_channels == VOCABULARY.classes
 
 
 # The steps
