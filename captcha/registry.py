@@ -37,7 +37,22 @@ def connect() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     if not mlflow.is_tracking_uri_set():
-        mlflow.set_tracking_uri(f"sqlite:///{project_root() / 'mlflow.db'}")
+        database = project_root() / "mlflow.db"
+        if not database.exists():
+            _make_database(database)
+        mlflow.set_tracking_uri(f"sqlite:///{database}")
+
+
+def _make_database(database: Path) -> None:
+    """Let MLflow make its tables aside, then give the file its name: trainings may start together in a new folder.
+
+    Two at once in one file stumble over each other's tables.
+    """
+    with tempfile.TemporaryDirectory(dir=database.parent, prefix=".mlflow-", ignore_cleanup_errors=True) as aside:
+        made = Path(aside, database.name)
+        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        with contextlib.suppress(OSError):  # another was faster, or there are no hard links: then MLflow does it
+            os.link(made, database)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Whole jobs as a person starts them: real processes, real HTTP, real signals. A tiny training serves several tests."""
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -335,6 +336,18 @@ def test_a_bare_ui_started_first_shows_the_run_that_follows(tmp_path: Path, imag
         call(*BARE, "--env-manager", "local", "-P", f"data={images}", cwd=project)
         check_ui(address, project)
         assert call(*CAPTCHA, "predict", images / "30.png", cwd=project).count("\t") == 2
+
+
+def test_commands_that_start_together_in_a_new_folder_share_one_database(tmp_path: Path) -> None:
+    project = copy_project(tmp_path / "project")
+    logs = [tmp_path / f"{number}.log" for number in range(3)]
+    with contextlib.ExitStack() as stack:
+        command = (*CAPTCHA, "register", "0" * 32)
+        processes = [stack.enter_context(started(log, *command, cwd=project)) for log in logs]
+        assert [process.wait(120) for process in processes] == [2, 2, 2]
+    for log in logs:
+        assert "Traceback" not in log.read_text()
+        assert log.read_text().startswith("captcha: ")
 
 
 @pytest.fixture(scope="module")

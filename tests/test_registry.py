@@ -62,6 +62,15 @@ def test_without_a_tracking_uri_runs_go_to_the_projects_own_database(
     monkeypatch.setattr(registry, "project_root", lambda: tmp_path)
     registry.connect()
     assert mlflow.get_tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_database_that_another_training_has_just_made_is_left_as_it_is(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(b"the other's")
+    registry._make_database(database)
+    assert database.read_bytes() == b"the other's"
+    assert list(tmp_path.iterdir()) == [database]
 
 
 def test_a_tracking_uri_that_a_person_has_set_is_obeyed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
