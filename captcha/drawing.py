@@ -32,7 +32,7 @@ def fonts_below(folder: Path) -> list[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the first images of a folder, as many as a sheet shows.
+    """Return images of a folder, as many as a sheet shows, from all over it.
 
     Raises:
         ValueError: if there are none.
@@ -40,7 +40,7 @@ def images_in(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS)
     if not files:
         raise ValueError(f"no images in {folder.absolute()}")
-    return files[:SHEET_IMAGES]
+    return files[:: -(-len(files) // SHEET_IMAGES)]
 
 
 def draw_all(style: Style, count: int, seed: int, fonts: Sequence[Path]) -> Iterator[tuple[str, Image]]:

@@ -476,20 +476,16 @@ def draw_background(rng: Generator, style: Style) -> NDArray[np.uint16]:
 def gradient(shape: tuple[int, int], start: tuple[int, ...], end: tuple[int, ...]) -> NDArray[np.uint16]:
     """Return the shades (3, H, W) that change evenly from the top left corner's colour to the bottom right one's."""
     way = _way(shape)
-    return np.stack(
-        [
-            (low + (high - low) * way).astype(np.uint16) if low != high else np.full(shape, low, np.uint16)
-            for low, high in zip(start, end, strict=True)
-        ]
-    )
+    planes = [(low << 16) + (high - low) * way >> 16 for low, high in zip(start, end, strict=True)]
+    return np.stack(planes).astype(np.uint16)
 
 
 @cache
-def _way(shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Return how far each pixel's middle lies along the diagonal, (H, W), 0 to 1."""
+def _way(shape: tuple[int, int]) -> NDArray[np.int32]:
+    """Return how far each pixel's middle lies along the diagonal, (H, W), of 65536."""
     height, width = shape
     y, x = np.mgrid[0.0:height, 0.0:width] + 0.5
-    return np.asarray((x * width + y * height) / (width**2 + height**2), np.float32)
+    return np.asarray((x * width + y * height) / (width**2 + height**2) * 65536, np.int32)
 
 
 def _ink_over(ground: NDArray[np.uint16], paper: Pixels, ink: tuple[int, int, int]) -> NDArray[np.uint16]:
