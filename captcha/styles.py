@@ -148,8 +148,8 @@ STYLES = {
         rotation=30,
         shear=0.2,
         curves=1,
-        dots=(15, 30),
-        dot_size=(2, 3.5),
+        dots=(12, 24),
+        dot_size=(3, 5),
     ),
     "outlined": Style(
         characters="ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnpqrstuvwxyz23456789",
@@ -168,7 +168,7 @@ STYLES = {
     ),
     "textured": Style(
         characters="ABCDEFGHJKLMNPQRSTUVWXYZ23456789",
-        lengths=(5, 7),
+        lengths=(5, 6),
         width=180,
         height=56,
         background=("#909090", "#f0f0f0"),
@@ -182,8 +182,6 @@ STYLES = {
         spacing=(-4, -1),
         bounce=2,
         fish_eye=(0, 0.35),
-        ripple=(0, 0.8),
-        blur=(0, 0.7),
         jpeg_quality=(40, 95),
     ),
 }
