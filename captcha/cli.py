@@ -184,6 +184,51 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def draw(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="new or empty folder to write the images to")],
+    count: Annotated[int, typer.Option(min=1, help="how many images")] = 1000,
+    style: Annotated[
+        str, typer.Option(help="kaptcha, tilted, outlined, textured, or a .toml file that describes one")
+    ] = "kaptcha",
+    seed: Annotated[int, typer.Option(min=0, help="the same seed draws the same images")] = DEFAULTS.seed,
+    fonts: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", exists=True, file_okay=False, help="draw with the .ttf and .otf files below it"),
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="write a PNG with some of the images")] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", exists=True, file_okay=False, help="images to show beside them on the sheet"),
+    ] = None,
+) -> None:
+    """Draw labelled captchas: a folder to train on, of a style built in or your own."""
+    if beside and not sheet:
+        raise typer.BadParameter("--beside needs --sheet, the file to show them on")
+    if sheet and (sheet.suffix.lower() != ".png" or not sheet.absolute().parent.is_dir()):
+        raise typer.BadParameter(f"--sheet must be a .png file in an existing folder, not {sheet.absolute()}")
+    from tqdm import tqdm
+
+    from captcha import drawing, synthesis
+    from captcha.styles import load_style
+
+    look = load_style(style)
+    given = drawing.fonts_below(fonts) if fonts else synthesis.default_fonts()
+    usable, lacking = synthesis.fonts_for(look, given)
+    if lacking:
+        listed = ", ".join(f"{font.name} (lacks {missing})" for font, missing in lacking.items())
+        typer.echo(f"left out: {listed}", err=True)
+    files = drawing.images_in(beside) if beside else []
+    drawing.refuse_existing(out)
+    shown = [image for _, image in drawing.draw_all(look, min(count, drawing.SHEET_IMAGES), seed, usable)]
+    picture = drawing.sheet(shown, files) if sheet else None
+    with tqdm(drawing.draw_all(look, count, seed, usable), total=count, unit="image", disable=None, leave=False) as bar:
+        drawing.write_folder(out, bar)
+    if sheet and picture:
+        sheet.write_bytes(picture)
+    typer.echo(f"{count} images in {out}" + (f", some of them on {sheet}" if sheet else ""))
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command that the arguments name and exit.
 

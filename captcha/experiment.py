@@ -324,7 +324,7 @@ def _example(config: TrainConfig, sample: Sample) -> tuple[str, bytes]:
     if config.drawn_style is None or config.test_data:
         path = Path(folder) / sample.name
     else:
-        path = project_root() / "mlruns" / f"example-{sample.text}.png"
+        path = project_root() / "mlruns" / f"example-{sample.text.replace('/', '_')}.png"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(cv2.imencode(".png", sample.image[:, :, ::-1])[1].tobytes())
     return os.path.relpath(path), path.read_bytes()

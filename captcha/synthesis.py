@@ -1,12 +1,13 @@
 """Captchas drawn in memory, labelled and seeded: the data source that needs no download."""
 
-import difflib
 import importlib.util
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import cv2
@@ -14,127 +15,221 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
+from captcha.styles import Style, StyleError, load_style
 
-WIDTH, HEIGHT = 200, 50
-CHARACTERS = "abcde2345678gfynmnpwx"  # Kaptcha's list, its second n included
-LENGTH = 5
-FONT_SIZE = 40
-BASELINE = (HEIGHT - FONT_SIZE) // 5 + FONT_SIZE
-START_X = 28  # the pen's first position; today's Kaptcha centres, the releases that drew the known sets did this
-CHARACTER_SPACE = 2
-DIGIT_HEIGHT = 29.0  # pixels, of Lucida Sans at FONT_SIZE; fonts mean different things by size, all mean this by 8
+Pixels = NDArray[np.uint8]
+Transform = tuple[float, float, float, float]
+"""A matrix (2, 2), row by row: the new x are a x + b y, the new y are c x + d y."""
+
+NOISE_X = ((0.1, 0.25, 0.5, 0.9), (0.1, 0.1, 0.25, 0.25))  # a noise curve's control points, of the width
 NOISE_WIDTHS = (3.6, 2.7, 1.8)  # pixels, of a curve's first, second and every further segment
 FLATNESS = 2.0  # pixels that a flattened curve may be off
 
-SUPERSAMPLING = 8  # glyphs are measured this much larger than they are drawn
-DISTANCE_STEPS = 42  # stored steps in one drawn pixel: a byte reaches three pixels to each side of the outline
-MARGIN = 3  # drawn pixels around a glyph's ink, room for a thicker stroke
+DIGIT_HEIGHT = 29.0  # pixels of the 8 in stored glyphs; fonts mean different things by size, all mean this by 8
+SUPERSAMPLING = 8  # glyphs are stored this much larger
+MEASURED = "8n"  # what a font is measured by: the height of the first, the left stem of the second
+DISTANCE_STEPS = 42  # stored steps in one pixel: a byte reaches three pixels to each side of the outline
+MARGIN = 3  # pixels around a glyph's ink, room for a thicker stroke
+SIDE = 5  # pixels that stay free at each side of a word where it can be moved or narrowed
+TIGHTEST = 0.5  # a word that does not fit is narrowed, but not below this part of the style's narrowest
+
+# Humanist bolds, in packages that bring fonts and nothing else: near the Lucida Sans that drew the known sets.
+FONT_PACKAGES = {
+    "fontpkg_noto_sans": "files/NotoSans[wdth,wght].ttf",
+    "fontpkg_hind": "files/Hind-Bold.ttf",
+    "fontpkg_oxygen": "files/Oxygen-Bold.ttf",
+    "fontpkg_pt_sans": "files/PT_Sans-Web-Bold.ttf",
+}
+BOLD = (int.from_bytes(b"wght"), 700 << 16)  # of a variable font: the axis, and 700 as OpenCV writes it
+_FACES = Lock()  # OpenCV says nothing of one font in two threads
 
 
-def draw(style: str, count: int, *, seed: int, fonts: Sequence[Path] | None = None) -> list[tuple[str, Pixels]]:
+def draw(style: str | Style, count: int, *, seed: int, fonts: Sequence[Path] | None = None) -> list[tuple[str, Pixels]]:
     """Return `count` texts with their images, each (H, W, 3) uint8 RGB of the style's own size.
 
-    Image i depends on the seed and on i alone, so a longer list begins with the shorter one. With the default
-    fonts, which come with a pinned package, every machine draws the same pixels.
+    `style`: a built-in one's name, a TOML file's, or the style itself. Image i is `draw_one`'s, so a longer list
+    begins with the shorter one. Fonts that lack a character of the style are left out.
 
     Raises:
-        ValueError: if there is no such style, or a font is not TrueType.
+        StyleError: there is no such style, or a text does not fit its images.
+        ValueError: no font can draw it.
     """
-    if style not in STYLES:
-        nearest = difflib.get_close_matches(style, STYLES, n=1, cutoff=0.0)[0]
-        raise ValueError(f"no drawing style {style!r}: did you mean {nearest!r}?")
-    faces = default_fonts() if fonts is None else tuple(fonts)
-    if not faces:
-        raise ValueError("no font to draw with: give at least one TrueType file")
-    return [STYLES[style](np.random.default_rng([seed, index]), faces) for index in range(count)]
+    style = load_style(style) if isinstance(style, str) else style
+    faces, _ = fonts_for(style, default_fonts() if fonts is None else fonts)
+    return [draw_one(style, seed, index, faces) for index in range(count)]
 
 
-def default_fonts() -> tuple[Path, ...]:
-    """Return two sans-serif fonts that matplotlib brings (mlflow needs it), found without importing it.
+def draw_one(style: Style, seed: int, index: int, fonts: Sequence[Path]) -> tuple[str, Pixels]:
+    """Return the text and the image (H, W, 3) that depend on style, seed, index and fonts alone.
+
+    May be called from several threads or processes at once. `fonts` are those that `fonts_for` gives.
+    """
+    rng = np.random.default_rng([seed, index])
+    text = _pick_text(rng, style)
+    paper = draw_word(rng, style, text, fonts)
+    # One after the other: water tears neighbouring pixels apart, sampling between its pixels is not sampling it there.
+    paper = warp(rng, style, paper)
+    for number in range(style.curves):
+        thickness = _pick(rng, style.curve_width)
+        control_x = NOISE_X[number % len(NOISE_X)]
+        draw_noise_curve(paper, [complex(style.width * x, style.height * rng.random()) for x in control_x], thickness)
+    ink = _pick_colour(rng, style.ink)
+    planes = draw_background(rng, style)
+    if style.shadow:
+        planes = _ink_over(planes, _shadow(paper, style.shadow), (0, 0, 0))
+    image = np.asarray(cv2.merge(list(_ink_over(planes, paper, ink).astype(np.uint8))), np.uint8)
+    draw_lines(rng, style, image, ink)
+    draw_dots(rng, style, image, ink)
+    if style.border:
+        image[: style.border] = image[-style.border :] = image[:, : style.border] = image[:, -style.border :] = 0
+    return text, spoil(rng, style, image)
+
+
+def _pick_text(rng: Generator, style: Style) -> str:
+    if style.texts:
+        return style.texts[int(rng.integers(len(style.texts)))]
+    length = _pick_whole(rng, style.lengths)
+    return "".join(style.characters[i] for i in rng.integers(len(style.characters), size=length))
+
+
+def _pick(rng: Generator, between: tuple[float, float]) -> float:
+    low, high = between
+    return low if low == high else float(rng.uniform(low, high))
+
+
+def _pick_whole(rng: Generator, between: tuple[int, int]) -> int:
+    low, high = between
+    return low if low == high else int(rng.integers(low, high + 1))
+
+
+def _pick_colour(rng: Generator, between: tuple[str, str]) -> tuple[int, int, int]:
+    """Return red, green and blue."""
+    one, other = (bytes.fromhex(colour[1:]) for colour in between)
+    red, green, blue = (_pick_whole(rng, (min(pair), max(pair))) for pair in zip(one, other, strict=True))
+    return red, green, blue
+
+
+def draw_word(rng: Generator, style: Style, text: str, fonts: Sequence[Path]) -> Pixels:
+    """Return the paper (H, W) with the word on it before any warp: 255 is bare, 0 is ink.
+
+    A word that is too wide is narrowed.
 
     Raises:
-        FileNotFoundError: if matplotlib is not installed.
+        StyleError: if it would have to be narrowed beyond reading, or is too high.
     """
-    package = importlib.util.find_spec("matplotlib")
-    if package is None or package.origin is None:
-        raise FileNotFoundError("no fonts to draw with: matplotlib, which brings them, is not installed")
-    folder = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf"
-    return (folder / "DejaVuSans-Bold.ttf", folder / "DejaVuSans.ttf")
-
-
-def draw_kaptcha(rng: Generator, fonts: Sequence[Path]) -> tuple[str, Pixels]:
-    """Return a text and its (50, 200, 3) image, drawn in the order of Kaptcha's pipeline.
-
-    Word, water, ripple, two noise curves, gradient. Beyond Kaptcha, the word's width, packing, stroke and place vary,
-    so that what learns from one font's letters also reads another's.
-    """
-    text = "".join(CHARACTERS[i] for i in rng.integers(len(CHARACTERS), size=LENGTH))
-    paper = draw_word(rng, text, fonts)
-    # In two steps: water tears neighbouring pixels apart, so sampling between its pixels is not sampling it there.
-    for warp in (water_map, ripple_map):
-        paper = np.asarray(cv2.remap(paper, *_fixed_point(warp), cv2.INTER_LINEAR, borderValue=255), np.uint8)
-    for control_x in ((0.1, 0.1, 0.25, 0.25), (0.1, 0.25, 0.5, 0.9)):
-        draw_noise_curve(paper, [complex(WIDTH * x, HEIGHT * rng.random()) for x in control_x])
-    grey = ((gradient() * paper + 255) >> 8).astype(np.uint8)  # the gradient where bare, 0 where inked
-    return text, np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
-
-
-STYLES: dict[str, Callable[[Generator, Sequence[Path]], tuple[str, Pixels]]] = {"kaptcha": draw_kaptcha}
-
-
-def draw_word(rng: Generator, text: str, fonts: Sequence[Path]) -> Pixels:
-    """Return the paper (50, 200) with the word on it before any warp: 255 is bare, 0 is ink."""
     font = fonts[int(rng.integers(len(fonts)))]  # one a word: in the known sets Java had but its fallback font
-    stroke = rng.uniform(4.8, 6.8)
-    width_scale = rng.uniform(0.84, 1.12)
-    space = CHARACTER_SPACE + int(rng.integers(-3, 4))
-    left = START_X + int(rng.integers(-3, 4))
-    baseline = BASELINE + int(rng.integers(-1, 2))
+    digit_height, stroke = _pick(rng, style.digit_height), _pick(rng, style.stroke)
+    letter_width, space = _pick(rng, style.letter_width), _pick_whole(rng, style.spacing)
     glyphs = [load_glyph(font, character) for character in text]
     # Added to each side of a line, and the scale that then gives digits their height back, from
-    # (stem_width + 2 thicker) scale = stroke and (DIGIT_HEIGHT + 2 thicker) scale = DIGIT_HEIGHT.
-    thicker = (stroke - measure(font).stem_width) / 2 * DIGIT_HEIGHT / (DIGIT_HEIGHT - stroke)
-    thicker = min(thicker, MARGIN - 0.5)  # distances are not known farther out
-    scale = DIGIT_HEIGHT / (DIGIT_HEIGHT + 2 * thicker)
-    widths = [(glyph.width + 2 * thicker) * scale for glyph in glyphs]
-    width_scale = min(width_scale, (WIDTH - 10 - left - LENGTH * space) / sum(widths))
-    coverage = ((np.arange(256) - 128) / DISTANCE_STEPS + thicker + 0.5).clip(0, 1)
-    shades = (255 - 255 * coverage).round().astype(np.uint8)
-    paper = np.full((HEIGHT, WIDTH), 255, np.uint8)
-    for glyph, width in zip(glyphs, widths, strict=True):
-        glyph.draw(paper, (left, baseline), (scale * width_scale, scale), shades)
-        left += int(width * width_scale) + space
+    # (stem_width + 2 thicker) scale = stroke and (DIGIT_HEIGHT + 2 thicker) scale = digit_height.
+    stem = measure(font).stem_width
+    thicker = (stroke * DIGIT_HEIGHT - stem * digit_height) / (2 * max(digit_height - stroke, 1))
+    thicker = min(
+        max(thicker, -0.3 * stem), MARGIN - 0.5 - style.outline / 2
+    )  # thin lines would vanish; distances end there
+    scale = digit_height / (DIGIT_HEIGHT + 2 * thicker)
+    turns = [_turn(rng, style) for _ in text]
+    shifts = [rng.uniform(-style.bounce, style.bounce) if style.bounce else 0.0 for _ in text]
+
+    # An ink box that is turned is as wide as its own width and height lean; only the first part can be narrowed.
+    sizes = [((glyph.size[0] + 2 * thicker) * scale, (glyph.size[1] + 2 * thicker) * scale) for glyph in glyphs]
+    across = [abs(turn[0]) * size[0] for turn, size in zip(turns, sizes, strict=True)]
+    leaning = [abs(turn[1]) * size[1] for turn, size in zip(turns, sizes, strict=True)]
+    left = None if style.left is None else _pick_whole(rng, style.left)
+    taken = sum(leaning) + space * (len(text) - 1) + (2 * SIDE if left is None else left + 2 * SIDE + space)
+    fitting, narrowest = (style.width - taken) / sum(across), TIGHTEST * style.letter_width[0]
+    if fitting < narrowest:
+        needed = narrowest * sum(across) + taken
+        raise StyleError(f"the text {text!r} does not fit: it needs a width of {needed:.0f} pixels, not {style.width}")
+    letter_width = min(letter_width, fitting)
+    widths = [one * letter_width + other for one, other in zip(across, leaning, strict=True)]
+
+    middles = [
+        (glyph.corner[1] + glyph.size[1] / 2) * scale + shift for glyph, shift in zip(glyphs, shifts, strict=True)
+    ]
+    if style.baseline is not None:
+        baseline = _pick_whole(rng, style.baseline)
+    else:
+        heights = [
+            abs(turn[2]) * letter_width * size[0] + abs(turn[3]) * size[1]
+            for turn, size in zip(turns, sizes, strict=True)
+        ]
+        top = min(middle - height / 2 for middle, height in zip(middles, heights, strict=True))
+        bottom = max(middle + height / 2 for middle, height in zip(middles, heights, strict=True))
+        needed = bottom - top + 2
+        if needed > style.height:
+            raise StyleError(
+                f"the text {text!r} does not fit: it needs a height of {needed:.0f} pixels, not {style.height}"
+            )
+        baseline = round((style.height - bottom - top) / 2)
+    pen = round((style.width - sum(widths) - space * (len(text) - 1)) / 2) if left is None else left
+
+    paper = np.full((style.height, style.width), 255, np.uint8)
+    shades = _shades(thicker, scale, style.outline)
+    for glyph, (a, b, c, d), width, middle in zip(glyphs, turns, widths, middles, strict=True):
+        # Side bearings are drawn but do not count, as in Kaptcha; a centred word is centred by its ink.
+        bearing = glyph.corner[0] * scale * letter_width if left is not None else 0.0
+        transform = (a * letter_width * scale, b * scale, c * letter_width * scale, d * scale)
+        glyph.draw(paper, (pen + bearing + width / 2, baseline + middle), transform, shades)
+        pen += int(width) + space
     return paper
+
+
+def _turn(rng: Generator, style: Style) -> Transform:
+    """Return the matrix that shears a letter and then turns it."""
+    if not style.rotation and not style.shear:
+        return (1.0, 0.0, 0.0, 1.0)
+    angle = math.radians(rng.uniform(-style.rotation, style.rotation))
+    slant = rng.uniform(-style.shear, style.shear)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    return (cosine, cosine * slant - sine, sine, sine * slant + cosine)
+
+
+def _shades(thicker: float, scale: float, outline: float) -> Pixels:
+    """Return the paper's shade (256,) at each stored distance, for letters so much thicker, or for their outline."""
+    inside = ((np.arange(256) - 128) / DISTANCE_STEPS + thicker) * scale  # drawn pixels
+    coverage = (outline / 2 - np.abs(inside) if outline else inside) + 0.5
+    coverage[0] = 0  # so far outside that the distance is not known
+    if outline:
+        coverage[-1] = 0  # so far inside
+    return (255 - 255 * coverage.clip(0, 1)).round().astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class Glyph:
     """One character of a font, kept as distances to its outline: it can be drawn at any width and stroke.
 
-    `distances` (h, w) uint8: 128 on the outline, more inside, DISTANCE_STEPS to a drawn pixel; SUPERSAMPLING samples
-    to a drawn pixel. In drawn pixels: `left` and `top` place the corner of `distances` from the pen and the baseline,
-    `width` is the ink's.
+    `distances` (h, w) uint8: 128 on the outline, more inside, DISTANCE_STEPS to a pixel; SUPERSAMPLING samples to a
+    pixel, MARGIN pixels around the ink. In pixels: the ink's `size` (width, height), and its top left `corner` (x, y)
+    from the pen and the baseline.
     """
 
     distances: Pixels
-    left: float
-    top: float
-    width: float
+    corner: tuple[float, float]
+    size: tuple[float, float]
 
-    def draw(self, paper: Pixels, pen: tuple[int, int], scale: tuple[float, float], shades: Pixels) -> None:
-        """Draw the character from the pen (x, baseline) at a scale (x, y); what lies outside the paper is cut off.
+    def draw(self, paper: Pixels, centre: tuple[float, float], transform: Transform, shades: Pixels) -> None:
+        """Draw the character around the centre of its ink, transformed; what lies outside the paper is cut off.
 
         `shades` (256,) gives the paper's shade at each stored distance, and so the stroke.
         """
-        height, width = self.distances.shape
-        size = (round(width * scale[0] / SUPERSAMPLING), round(height * scale[1] / SUPERSAMPLING))
-        mark = shades[cv2.resize(self.distances, size, interpolation=cv2.INTER_LINEAR_EXACT)]
-        left, top = pen[0] + round(self.left * scale[0]), pen[1] + round(self.top * scale[1])
-        rows = slice(max(top, 0), min(top + size[1], HEIGHT))
-        columns = slice(max(left, 0), min(left + size[0], WIDTH))
+        stored_height, stored_width = self.distances.shape
+        a, b, c, d = (factor / SUPERSAMPLING for factor in transform)
+        width = round(abs(a) * stored_width + abs(b) * stored_height)
+        height = round(abs(c) * stored_width + abs(d) * stored_height)
+        if b == c == 0:
+            placed = cv2.resize(self.distances, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
+        else:
+            x, y = (stored_width - 1) / 2, (stored_height - 1) / 2
+            matrix = np.array([[a, b, (width - 1) / 2 - a * x - b * y], [c, d, (height - 1) / 2 - c * x - d * y]])
+            placed = cv2.warpAffine(self.distances, matrix, (width, height))
+        left, top = round(centre[0] - width / 2), round(centre[1] - height / 2)
+        rows = slice(max(top, 0), max(top + height, 0))
+        columns = slice(max(left, 0), max(left + width, 0))
         part = paper[rows, columns]
-        np.minimum(part, mark[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left], out=part)
+        mark = placed[rows.start - top :, columns.start - left :][: part.shape[0], : part.shape[1]]
+        np.minimum(part, shades[mark], out=part)
 
 
 @cache
@@ -142,16 +237,14 @@ def load_glyph(font: Path, character: str) -> Glyph:
     """Return a character of a TrueType font, at the size where the font's digits are DIGIT_HEIGHT pixels high."""
     ink, (pen, baseline) = _render(font, character, measure(font).size)
     left, top, width, height = cv2.boundingRect(ink)
-    margin = MARGIN * SUPERSAMPLING
-    ink = np.pad(ink[top : top + height, left : left + width], margin)
+    ink = np.pad(ink[top : top + height, left : left + width], MARGIN * SUPERSAMPLING)
     inside = cv2.distanceTransform(ink, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     outside = cv2.distanceTransform(255 - ink, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     distances = np.where(ink > 0, inside - 0.5, 0.5 - outside) / SUPERSAMPLING
     return Glyph(
         distances=(128 + DISTANCE_STEPS * distances).round().clip(0, 255).astype(np.uint8),
-        left=(left - margin - pen) / SUPERSAMPLING,
-        top=(top - margin - baseline) / SUPERSAMPLING,
-        width=width / SUPERSAMPLING,
+        corner=((left - pen) / SUPERSAMPLING, (top - baseline) / SUPERSAMPLING),
+        size=(width / SUPERSAMPLING, height / SUPERSAMPLING),
     )
 
 
@@ -165,10 +258,10 @@ class Measures(NamedTuple):
 @cache
 def measure(font: Path) -> Measures:
     """Return the measures of a font, by its digit 8 and the left stem of its n."""
-    size = FONT_SIZE * SUPERSAMPLING
-    height = cv2.boundingRect(_render(font, "8", size)[0])[3]
+    size = 40 * SUPERSAMPLING
+    height = cv2.boundingRect(_render(font, MEASURED[0], size)[0])[3]
     size = round(size * DIGIT_HEIGHT * SUPERSAMPLING / height)
-    ink, _ = _render(font, "n", size)
+    ink, _ = _render(font, MEASURED[1], size)
     _, top, _, height = cv2.boundingRect(ink)
     edges = np.flatnonzero(np.diff(ink[top + height * 2 // 3] > 0))
     return Measures(size, float(edges[1] - edges[0]) / SUPERSAMPLING)
@@ -178,7 +271,8 @@ def _render(font: Path, character: str, size: int) -> tuple[Pixels, tuple[int, i
     """Return a character's ink, 0 or 255, SUPERSAMPLING times as large, and where its pen and baseline are."""
     origin = (30 * SUPERSAMPLING, 60 * SUPERSAMPLING)
     canvas = np.zeros((90 * SUPERSAMPLING, 120 * SUPERSAMPLING), np.uint8)
-    cv2.putText(canvas, character, origin, (255,), _load_face(font), size)
+    with _FACES:
+        cv2.putText(canvas, character, origin, (255,), _load_face(font), size)
     if canvas.max() < 128:
         raise ValueError(f"the font {font} draws nothing for {character!r}: leave it out")
     return np.where(canvas > 127, np.uint8(255), np.uint8(0)), origin
@@ -194,41 +288,129 @@ def _load_face(font: Path) -> cv2.FontFace:
         raise ValueError(f"cannot read the font {font}: {error.strerror}") from error
     if kind not in (b"\0\1\0\0", b"true"):
         raise ValueError(f"{font} is not a TrueType font")
-    return cv2.FontFace(str(font))
+    face = cv2.FontFace(str(font))
+    face.setInstance(BOLD)  # does nothing to a font of one weight
+    return face
 
 
-def water_map() -> NDArray[np.float64]:
-    """Return where each pixel of the water's image comes from, (2, 50, 200): x and y.
+def default_fonts() -> tuple[Path, ...]:
+    """Return the bolds of the font packages that are installed, and DejaVu Sans of matplotlib's; none is imported.
+
+    Raises:
+        FileNotFoundError: if matplotlib is not installed.
+    """
+    found = [folder / file for package, file in FONT_PACKAGES.items() if (folder := _package_folder(package))]
+    return (*found, *matplotlib_fonts())
+
+
+def matplotlib_fonts() -> tuple[Path, ...]:
+    """Return two sans-serif fonts that matplotlib brings (mlflow needs it), found without importing it.
+
+    Raises:
+        FileNotFoundError: if matplotlib is not installed.
+    """
+    folder = _package_folder("matplotlib")
+    if folder is None:
+        raise FileNotFoundError("no fonts to draw with: matplotlib, which brings them, is not installed")
+    folder = folder / "mpl-data" / "fonts" / "ttf"
+    return (folder / "DejaVuSans-Bold.ttf", folder / "DejaVuSans.ttf")
+
+
+def _package_folder(name: str) -> Path | None:
+    package = importlib.util.find_spec(name)
+    return None if package is None or package.origin is None else Path(package.origin).parent
+
+
+def fonts_for(style: Style, fonts: Sequence[Path]) -> tuple[tuple[Path, ...], dict[Path, str]]:
+    """Return the fonts that have every character a style may write, and what the others lack.
+
+    A character that a font lacks would be drawn as an empty box, or in a font of OpenCV's own.
+
+    Raises:
+        ValueError: a font cannot be read, or all lack something.
+    """
+    needed = set(style.alphabet) | set(MEASURED)
+    lacking = {font: "".join(sorted(needed - _characters(font))) for font in fonts}
+    usable = tuple(font for font in fonts if not lacking[font])
+    if not usable:
+        lacks = "; ".join(f"{font.name} lacks {missing}" for font, missing in lacking.items())
+        raise ValueError(f"no font to draw with: {lacks or 'give at least one TrueType file'}")
+    return usable, {font: missing for font, missing in lacking.items() if missing}
+
+
+@cache
+def _characters(font: Path) -> frozenset[str]:
+    """Return the characters that a font can draw."""
+    from fontTools.ttLib import TTFont, TTLibError  # of matplotlib; not needed to import this module
+
+    with _FACES:
+        _load_face(font)
+    try:
+        with TTFont(font, lazy=True) as table:
+            return frozenset(map(chr, table.getBestCmap() or ()))
+    except TTLibError as error:
+        raise ValueError(f"cannot read the font {font}: {error}") from error
+
+
+def warp(rng: Generator, style: Style, paper: Pixels) -> Pixels:
+    """Return the paper after the style's water, ripple and fish eye, in this order."""
+    for name, strengths in (("water", style.water), ("ripple", style.ripple)):
+        if strength := round(_pick(rng, strengths), 1):
+            paper = _remap(paper, *_fixed_point(name, paper.shape, strength))
+    if strength := _pick(rng, style.fish_eye):
+        centre = (style.width * rng.uniform(0.2, 0.8), style.height * rng.uniform(0.3, 0.7))
+        paper = _remap(paper, *fish_eye_map(paper.shape, centre, strength))
+    return paper
+
+
+def _remap(paper: Pixels, x: NDArray[np.int16 | np.float32], y: NDArray[np.uint16 | np.float32]) -> Pixels:
+    return np.asarray(cv2.remap(paper, x, y, cv2.INTER_LINEAR, borderValue=255), np.uint8)
+
+
+def water_map(shape: tuple[int, ...], strength: float = 1.0) -> NDArray[np.float64]:
+    """Return where each pixel of the water's image (H, W) comes from, (2, H, W): x and y.
 
     A radial ripple around the centre, amplitude 1.5, phase 10, wavelength 2, fading out at radius 50. At distance d
     the move is (dx, dy) times 1.5 sin(2 pi d / 2 - 10) (50 - d) / 50 * 2 / d.
     """
-    y, x = np.mgrid[0.0:HEIGHT, 0.0:WIDTH]
-    dx, dy = x - WIDTH / 2, y - HEIGHT / 2
+    y, x = np.mgrid[0.0 : shape[0], 0.0 : shape[1]]
+    dx, dy = x - shape[1] / 2, y - shape[0] / 2
     distance = np.hypot(dx, dy)
     divisor = np.maximum(distance, 1e-9)  # in the centre itself dx and dy are 0
     amount = np.where(distance < 50, 1.5 * np.sin(np.pi * distance - 10) * (50 - distance) / 50 * 2 / divisor, 0)
-    return np.stack([x + dx * amount, y + dy * amount])
+    return np.stack([x + dx * amount * strength, y + dy * amount * strength])
 
 
-def ripple_map() -> NDArray[np.float64]:
-    """Return where each pixel of the ripple's image comes from, (2, 50, 200): x + 2.6 sin(y/15), y + 1.7 sin(x/5)."""
-    y, x = np.mgrid[0.0:HEIGHT, 0.0:WIDTH]
-    return np.stack([x + 2.6 * np.sin(y / 15), y + 1.7 * np.sin(x / 5)])
+def ripple_map(shape: tuple[int, ...], strength: float = 1.0) -> NDArray[np.float64]:
+    """Return where each pixel of the ripple's image comes from, (2, H, W): x + 2.6 sin(y/15), y + 1.7 sin(x/5)."""
+    y, x = np.mgrid[0.0 : shape[0], 0.0 : shape[1]]
+    return np.stack([x + strength * 2.6 * np.sin(y / 15), y + strength * 1.7 * np.sin(x / 5)])
 
 
-@cache
-def _fixed_point(warp: Callable[[], NDArray[np.float64]]) -> tuple[NDArray[np.int16], NDArray[np.uint16]]:
+def fish_eye_map(shape: tuple[int, ...], centre: tuple[float, float], strength: float) -> NDArray[np.float32]:
+    """Return where each pixel of the fish eye's image comes from, (2, H, W).
+
+    Within a radius of 0.7 H around the centre, at distance d, the move from there is d times (d / radius) ** strength:
+    the middle grows, the rim stands still.
+    """
+    dx = np.arange(shape[1], dtype=np.float32) - centre[0]
+    dy = np.arange(shape[0], dtype=np.float32)[:, None] - centre[1]
+    factor = np.minimum((dx * dx + dy * dy) / (0.7 * shape[0]) ** 2, 1) ** (strength / 2)
+    return np.stack([centre[0] + dx * factor, centre[1] + dy * factor])
+
+
+@lru_cache(maxsize=128)
+def _fixed_point(warp: str, shape: tuple[int, int], strength: float) -> tuple[NDArray[np.int16], NDArray[np.uint16]]:
     """Return a map in OpenCV's whole and 1/32 pixels: faster, and rounded alike on every machine."""
-    x, y = warp().astype(np.float32)
+    x, y = {"water": water_map, "ripple": ripple_map}[warp](shape, strength).astype(np.float32)
     return cv2.convertMaps(x, y, cv2.CV_16SC2)
 
 
-def draw_noise_curve(paper: Pixels, control_points: Sequence[complex]) -> None:
+def draw_noise_curve(paper: Pixels, control_points: Sequence[complex], thickness: float = 1.0) -> None:
     """Draw a cubic Bézier curve's flattened segments between points rounded to pixels, the first ones wider."""
     points = [complex(round(point.real), round(point.imag)) for point in flatten(control_points)]
     for number, (start, end) in enumerate(pairwise(points)):
-        _draw_line(paper, start, end, NOISE_WIDTHS[min(number, len(NOISE_WIDTHS) - 1)])
+        _draw_line(paper, start, end, thickness * NOISE_WIDTHS[min(number, len(NOISE_WIDTHS) - 1)])
 
 
 def flatten(control_points: Sequence[complex], halvings: int = 10) -> list[complex]:
@@ -237,7 +419,7 @@ def flatten(control_points: Sequence[complex], halvings: int = 10) -> list[compl
     As Java's FlatteningPathIterator: halved until both inner control points lie within FLATNESS of the chord.
     """
     first, second, third, last = control_points
-    if not halvings or max(_distance(second, first, last), _distance(third, first, last)) < FLATNESS:
+    if not halvings or (_near(second, first, last) and _near(third, first, last)):
         return [first, last]
     a, b, c = (first + second) / 2, (second + third) / 2, (third + last) / 2
     ab, bc = (a + b) / 2, (b + c) / 2
@@ -245,34 +427,114 @@ def flatten(control_points: Sequence[complex], halvings: int = 10) -> list[compl
     return flatten((first, a, ab, middle), halvings - 1)[:-1] + flatten((middle, bc, c, last), halvings - 1)
 
 
-def _distance(point: complex, start: complex, end: complex) -> float:
-    """Return how far a point is from a segment."""
+def _near(point: complex, start: complex, end: complex) -> bool:
+    """Return whether a point is nearer than FLATNESS to a segment."""
     chord = end - start
-    along = ((point - start) * chord.conjugate()).real / abs(chord) ** 2 if chord else 0.0
-    return abs(point - start - min(max(along, 0.0), 1.0) * chord)
+    square = chord.real * chord.real + chord.imag * chord.imag
+    along = ((point - start) * chord.conjugate()).real / square if square else 0.0
+    return abs(point - start - (0.0 if along < 0 else 1.0 if along > 1 else along) * chord) < FLATNESS
 
 
 def _draw_line(paper: Pixels, start: complex, end: complex, width: float) -> None:
     """Draw an antialiased line with square ends, as Java's; OpenCV's own are a pixel too wide."""
     length, centre = abs(end - start), (start + end) / 2
-    direction = 255 * (end - start) / length if length else 255  # a pixel's distances come out in shades
-    reach_x, reach_y = abs(end.real - start.real) / 2 + 3, abs(end.imag - start.imag) / 2 + 3
-    left, right = max(int(centre.real - reach_x), 0), min(int(centre.real + reach_x) + 2, WIDTH)
-    top, bottom = max(int(centre.imag - reach_y), 0), min(int(centre.imag + reach_y) + 2, HEIGHT)
-    x = np.arange(left, right, dtype=np.float32) - centre.real
-    y = np.arange(top, bottom, dtype=np.float32)[:, None] - centre.imag
-    across = np.abs(x * direction.imag - y * direction.real)
-    along = np.abs(x * direction.real + y * direction.imag)
+    direction = 255 * (end - start) / length if length else 255 + 0j  # a pixel's distances come out in shades
+    reach_x, reach_y = abs(end.real - start.real) / 2 + width, abs(end.imag - start.imag) / 2 + width
+    left, right = max(int(centre.real - reach_x), 0), min(int(centre.real + reach_x) + 2, paper.shape[1])
+    top, bottom = max(int(centre.imag - reach_y), 0), min(int(centre.imag + reach_y) + 2, paper.shape[0])
+    if left >= right or top >= bottom:
+        return
+    x = np.arange(left - centre.real, right - centre.real - 0.5, dtype=np.float32)
+    y = np.arange(top - centre.imag, bottom - centre.imag - 0.5, dtype=np.float32)[:, None]
+    shades = x * direction.imag - y * direction.real  # across the line
+    np.abs(shades, out=shades)
+    along = x * direction.real + y * direction.imag
+    np.abs(along, out=along)
     along -= 255 * length / 2
-    shades = np.maximum(across, along)
+    np.maximum(shades, along, out=shades)
     shades -= 255 * width / 2 - 128  # half ink on the edge itself
+    np.maximum(shades, 0, out=shades)
+    np.minimum(shades, 255, out=shades)
     part = paper[top:bottom, left:right]
-    np.minimum(part, shades.clip(0, 255).astype(np.uint8), out=part)
+    np.minimum(part, shades.astype(np.uint8), out=part)
+
+
+def draw_background(rng: Generator, style: Style) -> NDArray[np.uint16]:
+    """Return the ground (3, H, W): one colour, or a gradient from the top left corner to the bottom right one."""
+    start = _pick_colour(rng, style.background)
+    end = start if style.background_end is None else _pick_colour(rng, style.background_end)
+    ground = gradient((style.height, style.width), tuple(start), tuple(end))
+    if strength := _pick(rng, style.texture):
+        size = (style.height // style.texture_size + 2, style.width // style.texture_size + 2)
+        tiles = (strength * rng.standard_normal((3, *size), dtype=np.float32)).astype(np.int16)
+        clouds = [cv2.resize(tile, (style.width, style.height), interpolation=cv2.INTER_LINEAR) for tile in tiles]
+        ground = np.minimum(np.maximum(ground + np.stack(clouds), 0), 255).astype(np.uint16)
+    return ground
+
+
+@lru_cache(maxsize=16)
+def gradient(shape: tuple[int, int], start: tuple[int, ...], end: tuple[int, ...]) -> NDArray[np.uint16]:
+    """Return the shades (3, H, W) that change evenly from the top left corner's colour to the bottom right one's."""
+    way = _way(shape)
+    planes = [(low << 16) + (high - low) * way >> 16 for low, high in zip(start, end, strict=True)]
+    return np.stack(planes).astype(np.uint16)
 
 
 @cache
-def gradient() -> NDArray[np.uint16]:
-    """Return the background's greys (50, 200): 192 in the top left corner, rising to white in the bottom right one."""
-    y, x = np.mgrid[0.0:HEIGHT, 0.0:WIDTH] + 0.5
-    greys: NDArray[np.uint16] = (192 + 63 * (x * WIDTH + y * HEIGHT) / (WIDTH**2 + HEIGHT**2)).astype(np.uint16)
-    return greys
+def _way(shape: tuple[int, int]) -> NDArray[np.int32]:
+    """Return how far each pixel's middle lies along the diagonal, (H, W), of 65536."""
+    height, width = shape
+    y, x = np.mgrid[0.0:height, 0.0:width] + 0.5
+    return np.asarray((x * width + y * height) / (width**2 + height**2) * 65536, np.int32)
+
+
+def _ink_over(ground: NDArray[np.uint16], paper: Pixels, ink: tuple[int, int, int]) -> NDArray[np.uint16]:
+    """Return the ground (3, H, W) where the paper (H, W) is bare, the ink where it is inked."""
+    mixed = ground * paper
+    if any(ink):
+        mixed += np.array(ink, np.uint16)[:, None, None] * (255 - paper)
+    mixed += 255
+    mixed >>= 8
+    return mixed
+
+
+def _shadow(paper: Pixels, shift: int) -> Pixels:
+    """Return the paper moved right and down, its ink at half strength."""
+    shadow = np.full_like(paper, 255)
+    shadow[shift:, shift:] = 128 + paper[:-shift, :-shift] // 2
+    return shadow
+
+
+def draw_lines(rng: Generator, style: Style, image: Pixels, ink: tuple[int, int, int]) -> None:
+    """Draw the style's straight lines, from left to right across the whole image."""
+    for _ in range(_pick_whole(rng, style.lines)):
+        colour = ink if style.line_colour is None else _pick_colour(rng, style.line_colour)
+        left, right = (int(y) for y in rng.integers(0, style.height, 2))
+        width = _pick_whole(rng, style.line_width)
+        cv2.line(image, (0, left), (style.width, right), colour, width, cv2.LINE_AA)
+
+
+def draw_dots(rng: Generator, style: Style, image: Pixels, ink: tuple[int, int, int]) -> None:
+    """Scatter the style's dots over the image."""
+    count = _pick_whole(rng, style.dots)
+    if not count:
+        return
+    centres = rng.uniform(0, (style.width, style.height), (count, 2)) * 16  # in sixteenths: four bits of fraction
+    radii = rng.uniform(*style.dot_size, count) / 2 * 16
+    for (x, y), radius in zip(centres.astype(int).tolist(), radii.astype(int).tolist(), strict=True):
+        cv2.circle(image, (x, y), radius, ink, cv2.FILLED, cv2.LINE_AA, 4)
+
+
+def spoil(rng: Generator, style: Style, image: Pixels) -> Pixels:
+    """Return the image made small and large again, blurred and saved as JPEG, as far as the style says so."""
+    height, width = image.shape[:2]
+    if (factor := _pick(rng, style.shrink)) < 1:
+        small = cv2.resize(image, (round(width * factor), round(height * factor)), interpolation=cv2.INTER_AREA)
+        image = np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    if blur := _pick(rng, style.blur):
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), max(blur, 0.1)), np.uint8)
+    if style.jpeg_quality:
+        options = [cv2.IMWRITE_JPEG_QUALITY, _pick_whole(rng, style.jpeg_quality)]
+        _, data = cv2.imencode(".jpg", image[:, :, ::-1], options)
+        image = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
+    return image

@@ -1,0 +1,221 @@
+"""What drawn captchas look like: a style's settings, the built-in styles, and styles read from a TOML file."""
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+
+class StyleError(ValueError):
+    """A style that cannot be drawn; one line that names the style and what is wrong with it."""
+
+
+def _pair(value: Any) -> Any:
+    """One value stands for a range of nothing else."""
+    return (value, value) if isinstance(value, int | float | str) else value
+
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError("its first value must not be above its second")
+    return value
+
+
+def _within(low: float, high: float) -> AfterValidator:
+    def check(value: Any) -> Any:
+        if not all(low <= side <= high for side in value):
+            raise ValueError(f"must lie from {low} to {high}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _rgb(value: str) -> str:
+    if not re.fullmatch("#[0-9a-fA-F]{6}", value):
+        raise ValueError(f"{value!r} is no colour, write it as #rrggbb")
+    return value
+
+
+# Each image takes a value between the two, evenly; one value alone stands for both.
+Range = Annotated[tuple[float, float], BeforeValidator(_pair), AfterValidator(_ascending)]
+Whole = Annotated[tuple[int, int], BeforeValidator(_pair), AfterValidator(_ascending)]
+Colour = Annotated[str, AfterValidator(_rgb)]
+# Each image takes red, green and blue between the two colours', each for itself.
+Colours = Annotated[tuple[Colour, Colour], BeforeValidator(_pair)]
+
+
+class Style(BaseModel):
+    """How captchas of one kind look.
+
+    Where a setting is a range, each image takes its own value from it. Lengths are in pixels of the image.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    # What is written
+    characters: str = Field("abcdefghijklmnopqrstuvwxyz0123456789", min_length=1, description="written twice: as often")
+    lengths: Annotated[Whole, _within(1, 40)] = Field((5, 5), description="characters in a text")
+    texts: tuple[str, ...] = Field((), description="the texts themselves, in place of random ones")
+
+    # The canvas
+    width: int = Field(200, ge=16, le=2000)
+    height: int = Field(50, ge=16, le=500)
+    background: Colours = ("#ffffff", "#ffffff")
+    background_end: Colours | None = Field(
+        None, description="colour of the bottom right corner, where a gradient from the top left one ends"
+    )
+    texture: Annotated[Range, _within(0, 128)] = Field((0, 0), description="strength of coloured clouds, shades")
+    texture_size: int = Field(8, ge=1, le=500, description="size of a cloud")
+    border: int = Field(0, ge=0, le=10, description="width of a black frame")
+
+    # The letters
+    ink: Colours = ("#000000", "#000000")
+    digit_height: Annotated[Range, _within(8, 400)] = Field((29, 29), description="of the digit 8; letters follow")
+    stroke: Annotated[Range, _within(0.5, 100)] = Field((4.8, 6.8), description="thickness of an upright line")
+    letter_width: Annotated[Range, _within(0.3, 3)] = Field((1, 1), description="a letter's width, 1 as in its font")
+    spacing: Annotated[Whole, _within(-200, 200)] = Field((2, 2), description="gap after a letter; -2: they touch")
+    left: Whole | None = Field(None, description="where the word begins; none: centred")
+    baseline: Whole | None = Field(None, description="below the top; none: centred")
+    bounce: float = Field(0, ge=0, le=100, description="up or down, at the most, of each letter")
+    rotation: float = Field(0, ge=0, le=90, description="degrees to either side, at the most, of each letter")
+    shear: float = Field(0, ge=0, le=1, description="slant to either side, at the most, as part of the height")
+    outline: float = Field(0, ge=0, le=10, description="thickness of the line where letters are outlined; 0: filled")
+    shadow: int = Field(0, ge=0, le=50, description="how far right and down the word's shadow falls; 0: none")
+
+    # Warps: 1 as strong as Kaptcha's
+    water: Annotated[Range, _within(0, 5)] = (0, 0)
+    ripple: Annotated[Range, _within(0, 5)] = (0, 0)
+    fish_eye: Annotated[Range, _within(0, 0.9)] = Field((0, 0), description="magnifies a place; 0: not at all")
+
+    # What lies over the word
+    curves: int = Field(0, ge=0, le=10, description="Kaptcha's noise curves, of the word's ink")
+    curve_width: Annotated[Range, _within(0.2, 5)] = Field((1, 1), description="1 as thick as Kaptcha's")
+    lines: Annotated[Whole, _within(0, 100)] = Field((0, 0), description="straight lines, from side to side")
+    line_width: Annotated[Whole, _within(1, 20)] = (1, 1)
+    line_colour: Colours | None = Field(None, description="each line takes its own; none: the word's ink")
+    dots: Annotated[Whole, _within(0, 2000)] = Field((0, 0), description="dots of the word's ink")
+    dot_size: Annotated[Range, _within(0.5, 20)] = Field((2, 2), description="diameter")
+
+    # What happens to the finished picture
+    blur: Annotated[Range, _within(0, 10)] = Field((0, 0), description="standard deviation")
+    shrink: Annotated[Range, _within(0.2, 1)] = Field((1, 1), description="made so small, and as large again")
+    jpeg_quality: Annotated[Whole, _within(1, 100)] | None = Field(None, description="saved as JPEG; none: not")
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> Self:
+        for text in (self.characters, *self.texts):
+            if not text or not text.isprintable() or any(character.isspace() for character in text):
+                raise ValueError(f"{text!r} holds nothing, a space or a character without ink")
+        return self
+
+    @property
+    def alphabet(self) -> str:
+        """Each character that may be written, once, in order."""
+        return "".join(sorted(set("".join(self.texts) or self.characters)))
+
+
+STYLES = {
+    # Kaptcha's defaults. Beyond them letters, packing and place vary: no free font is the one that drew the known
+    # sets, and what learns from several widths and strokes reads that one too.
+    "kaptcha": Style(
+        characters="abcde2345678gfynmnpwx",
+        background="#c0c0c0",
+        background_end="#ffffff",
+        digit_height=(29, 31),
+        stroke=(4.9, 6.8),
+        letter_width=(0.85, 1.1),
+        spacing=(-1, 4),
+        left=(26, 31),
+        baseline=(41, 43),
+        water=1,
+        ripple=1,
+        curves=2,
+    ),
+    "tilted": Style(
+        lengths=(4, 6),
+        width=160,
+        height=60,
+        background=("#e8e8e8", "#ffffff"),
+        ink=("#000000", "#a0a0a0"),
+        digit_height=(25, 31),
+        stroke=(2.6, 4.6),
+        letter_width=(0.8, 1.0),
+        spacing=(-6, -1),
+        bounce=4,
+        rotation=30,
+        shear=0.2,
+        curves=1,
+        dots=(12, 24),
+        dot_size=(3, 5),
+    ),
+    "outlined": Style(
+        characters="ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnpqrstuvwxyz23456789",
+        lengths=(4, 4),
+        width=150,
+        background="#f0f0f0",
+        ink=("#303030", "#707070"),
+        digit_height=(28, 32),
+        stroke=(5.0, 7.5),
+        spacing=(2, 9),
+        bounce=3,
+        outline=1.2,
+        lines=(2, 4),
+        line_width=(1, 2),
+        line_colour=("#404040", "#c0c0c0"),
+    ),
+    "textured": Style(
+        characters="ABCDEFGHJKLMNPQRSTUVWXYZ23456789",
+        lengths=(5, 6),
+        width=180,
+        height=56,
+        background=("#909090", "#f0f0f0"),
+        background_end=("#909090", "#f0f0f0"),
+        texture=(8, 20),
+        texture_size=12,
+        ink=("#000000", "#404040"),
+        digit_height=(26, 32),
+        stroke=(2.0, 3.0),
+        letter_width=(0.8, 1.0),
+        spacing=(-4, -1),
+        bounce=2,
+        fish_eye=(0, 0.35),
+        jpeg_quality=(40, 95),
+    ),
+}
+
+
+def load_style(name: str) -> Style:
+    """Return the built-in style of a name, or that which a TOML file (NAME.toml) describes.
+
+    Raises:
+        StyleError: there is no such style, or the file describes none; every fault is named.
+        OSError: the file cannot be read.
+    """
+    if name in STYLES:
+        return STYLES[name]
+    if not name.endswith(".toml"):
+        nearest = difflib.get_close_matches(name, STYLES, n=1, cutoff=0.0)[0]
+        raise StyleError(f"no drawing style {name!r}: did you mean {nearest!r}? A style of your own is a .toml file")
+    try:
+        settings = tomllib.loads(Path(name).read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StyleError(f"{name} is not a TOML file: {error}") from error
+    try:
+        return Style(**settings)
+    except ValidationError as error:
+        raise StyleError(f"{name}: {'; '.join(dict.fromkeys(map(_fault, error.errors())))}") from error
+
+
+def _fault(detail: Any) -> str:
+    """Return what is wrong with one setting."""
+    if not detail["loc"]:
+        return str(detail["ctx"]["error"])
+    field = str(detail["loc"][0])
+    if detail["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(field, Style.model_fields, n=1, cutoff=0.0)[0]
+        return f"no setting {field!r}: did you mean {nearest!r}?"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"{field}: {message[:1].lower()}{message[1:]}, not {detail['input']!r}"
