@@ -194,7 +194,7 @@ def draw(
     seed: Annotated[int, typer.Option(min=0, help="the same seed draws the same images")] = DEFAULTS.seed,
     fonts: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", exists=True, file_okay=False, help="draw with the .ttf and .otf files below it"),
+        typer.Option(metavar="DIR", exists=True, file_okay=False, help="draw with the TrueType fonts below it"),
     ] = None,
     sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="write a PNG with some of the images")] = None,
     beside: Annotated[
@@ -218,7 +218,7 @@ def draw(
     if lacking:
         listed = ", ".join(f"{font.name} (lacks {missing})" for font, missing in lacking.items())
         typer.echo(f"left out: {listed}", err=True)
-    files = drawing.images_in(beside) if beside else []
+    files = drawing.some_images_in(beside) if beside else []
     drawing.refuse_existing(out)
     shown = [image for _, image in drawing.draw_all(look, min(count, drawing.SHEET_IMAGES), seed, usable)]
     picture = drawing.sheet(shown, files) if sheet else None

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from captcha import synthesis
-from captcha.data import EXTENSIONS, LABELS_FILE
+from captcha.data import LABELS_FILE, images_in
 from captcha.images import Image, decode_image
 from captcha.styles import Style
 
@@ -25,19 +25,19 @@ def fonts_below(folder: Path) -> list[Path]:
     Raises:
         ValueError: if there are none.
     """
-    fonts = sorted(file for file in folder.rglob("*") if file.suffix.lower() in {".ttf", ".otf"} and file.is_file())
+    fonts = sorted(file for file in folder.rglob("*") if file.suffix.lower() == ".ttf" and file.is_file())
     if not fonts:
-        raise ValueError(f"no fonts below {folder.absolute()}: it needs .ttf or .otf files")
+        raise ValueError(f"no fonts below {folder.absolute()}: it needs .ttf files")
     return fonts
 
 
-def images_in(folder: Path) -> list[Path]:
+def some_images_in(folder: Path) -> list[Path]:
     """Return images of a folder, as many as a sheet shows, from all over it.
 
     Raises:
         ValueError: if there are none.
     """
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS)
+    files = images_in(folder)
     if not files:
         raise ValueError(f"no images in {folder.absolute()}")
     return files[:: -(-len(files) // SHEET_IMAGES)]
@@ -65,6 +65,7 @@ def write_folder(folder: Path, drawn: Iterable[tuple[str, Image]]) -> None:
     refuse_existing(folder)
     folder = folder.absolute()
     unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a drawing that was killed
     unfinished.mkdir(parents=True)
     try:
         texts = []

@@ -129,7 +129,7 @@ def test_a_sheet_shows_the_drawn_images_and_those_beside_them(tmp_path: Path) ->
 def test_a_sheet_shows_images_from_all_over_a_folder(tmp_path: Path) -> None:
     for number in range(100):
         (tmp_path / f"{number:03}.png").touch()
-    shown = [int(path.stem) for path in drawing.images_in(tmp_path)]
+    shown = [int(path.stem) for path in drawing.some_images_in(tmp_path)]
     assert 30 <= len(shown) <= drawing.SHEET_IMAGES
     assert shown[0] == 0
     assert shown[-1] > 95
@@ -180,3 +180,12 @@ def test_help_names_every_built_in_style_and_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""  # of the heavy modules none
     assert all(name in done.stdout for name in STYLES)
+
+
+def test_what_a_killed_drawing_left_behind_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    left_behind = tmp_path / ".out.unfinished"
+    left_behind.mkdir()
+    (left_behind / "000000.drawn.png").write_bytes(b"")
+    drawing.write_folder(tmp_path / "out", drawing.draw_all(STYLES["outlined"], 2, 0, synthesis.matplotlib_fonts()))
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert not left_behind.exists()
