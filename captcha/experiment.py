@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,18 +22,20 @@ from tqdm import tqdm
 from captcha import data, evaluation, registry, serving, synthesis
 from captcha.config import CHAMPION, FRAME_STRIDE, TrainConfig, project_root
 from captcha.data import DataError, Sample, Split
+from captcha.endless import DrawnSamples, endless_batches
 from captcha.evaluation import Evaluation, disagreement
-from captcha.images import ImageError, decode_image, resize_to_height
+from captcha.images import ImageError, decode_image
 from captcha.metrics import character_confusion
 from captcha.model import Crnn, to_onnx
 from captcha.pictures import confusion_figure, learning_curves, prediction_grid
 from captcha.recognizer import Decoder, Reading, Recognizer, save_recognizer
 from captcha.registry import LOGGED_MODEL, tracked_run
+from captcha.styles import load_style
 from captcha.training import EpochResult, TrainingError, choose_device, diagnosis, torch_recognizer, train_epochs
 from captcha.vocabulary import Vocabulary
 
 DRAWN_IMAGES = 2500
-"""How many images `draw:STYLE` draws for training, validation and test together."""
+"""How many images `draw:STYLE` draws and splits: validation, test, and an epoch's worth, which training goes beyond."""
 
 EPOCHS_PER_PICTURE = 5
 
@@ -107,7 +109,11 @@ def _fit(config: TrainConfig, split: Split, vocabulary: Vocabulary, echo: Echo) 
     """Return the model of the best epoch, on the CPU, and the results of all epochs, each logged as it came."""
     results: list[EpochResult] = []
     weights: dict[str, torch.Tensor] = {}
-    for result in train_epochs(config, split, vocabulary, _progress):
+    batches = None
+    if config.drawn_style:
+        held_back = {sample.text for sample in [*split.validation, *split.test]}
+        batches = endless_batches(drawn_samples(config, held_back), config.batch_size, start=DRAWN_IMAGES)
+    for result in train_epochs(config, split, vocabulary, _progress, batches):
         results.append(result)
         if result.epoch == 0:
             mlflow.log_params({"model_parameters": sum(p.numel() for p in result.model.parameters())})
@@ -168,7 +174,8 @@ def load_split(config: TrainConfig, echo: Echo) -> Split:
     """
     vocabulary = Vocabulary(config.vocabulary) if config.vocabulary else None
     if config.drawn_style:
-        samples = draw_samples(config.drawn_style, DRAWN_IMAGES, config.height, config.seed)
+        endless = drawn_samples(config)
+        samples = [endless[i] for i in range(DRAWN_IMAGES)]
     else:
         samples = _read_folder(config.data, config.height, vocabulary, echo)
     fixed = [
@@ -188,13 +195,16 @@ def load_split(config: TrainConfig, echo: Echo) -> Split:
     return split
 
 
-def draw_samples(style: str, count: int, height: int, seed: int) -> list[Sample]:
-    """Return drawn samples in place of a folder's."""
-    drawn = synthesis.draw(style, count, seed=seed)
-    return [
-        Sample(f"{i:05}.png", text, resize_to_height(image, height), data.pixel_digest(image))
-        for i, (text, image) in enumerate(drawn)
-    ]
+def drawn_samples(config: TrainConfig, without: Collection[str] = frozenset()) -> DrawnSamples:
+    """Return the samples of the configured style, without end.
+
+    Raises:
+        StyleError: there is no such style.
+        ValueError: no font can draw it.
+    """
+    style = load_style(config.drawn_style or "")
+    fonts, _ = synthesis.fonts_for(style, synthesis.default_fonts())
+    return DrawnSamples(style, fonts, config.height, config.seed, without)
 
 
 def _read_folder(folder: str, height: int, vocabulary: Vocabulary | None, echo: Echo) -> list[Sample]:

@@ -85,7 +85,11 @@ def torch_recognizer(model: Crnn, vocabulary: Vocabulary, height: int) -> Recogn
 
 
 def train_epochs(
-    config: TrainConfig, split: Split, vocabulary: Vocabulary, progress: Progress = iter
+    config: TrainConfig,
+    split: Split,
+    vocabulary: Vocabulary,
+    progress: Progress = iter,
+    batches: Iterator[list[Sample]] | None = None,
 ) -> Iterator[EpochResult]:
     """Train a CRNN, yielding after each epoch; ends early, its learning rate landed, where validation stands still.
 
@@ -94,6 +98,7 @@ def train_epochs(
         split: its train side is learned from, its validation side chooses the epoch; test is not touched.
         vocabulary: holds every character of the training labels.
         progress: wraps the steps of an epoch, as tqdm does.
+        batches: without end, learned from in place of the train side, which then only says how long an epoch is.
 
     Raises:
         TrainingError: when the loss is no longer a number.
@@ -113,7 +118,7 @@ def train_epochs(
     ramp, warm_up = AUGMENTATION_RAMP * steps, min(WARM_UP_STEPS, steps // 10 + 1)
     landing = max(1, config.epochs // LANDING_PART)
     optimizer = _optimizer(model, config.learning_rate)
-    batches = _batches(split.train, config.batch_size, order)
+    batches = batches or _batches(split.train, config.batch_size, order)
     recognizer = torch_recognizer(average, vocabulary, config.height)
 
     validation = evaluate(recognizer, split.validation)

@@ -3,7 +3,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from captcha import data, experiment, training
 from captcha.config import FRAME_STRIDE, TrainConfig
-from captcha.data import DataError, Split
+from captcha.data import DataError, Sample, Split
+from captcha.endless import DrawnSamples
 from captcha.evaluation import Evaluation, disagreement
 from captcha.experiment import TrainOutcome, load_split
 from captcha.images import ImageError
@@ -402,11 +403,35 @@ def test_a_parent_run_with_params_in_another_spelling_is_gone_on_with(
 # The parts
 
 
-def test_drawn_samples_follow_the_seed_and_have_the_models_height() -> None:
-    first, same, other = (experiment.draw_samples("kaptcha", 5, HEIGHT, seed) for seed in (0, 0, 1))
-    assert [(s.name, s.text, s.digest) for s in first] == [(s.name, s.text, s.digest) for s in same]
-    assert [s.text for s in first] != [s.text for s in other]
-    assert {s.image.shape[0] for s in first} == {HEIGHT}
+def test_training_on_a_style_is_on_images_drawn_for_it_with_no_text_that_is_held_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(experiment, "DRAWN_IMAGES", 200)
+    asked = config(data="draw:kaptcha", batch_size=4)
+    split = load_split(asked, pytest.fail)
+    drawn_first = {sample.digest for sample in [*split.train, *split.validation, *split.test]}
+    assert len(drawn_first) == experiment.DRAWN_IMAGES
+    held_back = {sample.text for sample in split.validation}
+    trained_on: list[Sample] = []
+    kept_from: list[object] = []
+    endless = experiment.drawn_samples
+
+    def note_what_is_kept_from(asked: TrainConfig, without: Collection[str] = ()) -> DrawnSamples:
+        kept_from.append(without)
+        return endless(asked, without)
+
+    def stand_in(*arguments: Any) -> Iterator[EpochResult]:
+        trained_on.extend(sample for _ in range(3) for sample in next(arguments[4]))
+        nothing = Evaluation(split.validation, [Reading("", 0.5, []) for _ in split.validation], 9.0)
+        yield EpochResult(0, Crnn("compact", 11, HEIGHT), nothing, True, None, 0.001, 0.0, 0.0)
+
+    monkeypatch.setattr(experiment, "drawn_samples", note_what_is_kept_from)
+    monkeypatch.setattr(experiment, "train_epochs", stand_in)
+    with tracked_run("a training"):
+        experiment._fit(asked, split, Vocabulary("0123456789"), lambda line: None)
+    assert len(trained_on) == 12
+    assert not {sample.digest for sample in trained_on} & drawn_first
+    assert kept_from == [held_back | {sample.text for sample in split.test}]
 
 
 @pytest.fixture
