@@ -13,6 +13,7 @@ from torchvision.models import ResNet18_Weights, resnet18
 
 from captcha.config import FRAME_STRIDE, Backbone
 from captcha.model import Crnn, PretrainedError, to_onnx
+from captcha.vocabulary import BLANK
 
 CLASSES, HEIGHT = 11, 32
 BACKBONES: tuple[Backbone, ...] = ("compact", "resnet18")
@@ -94,6 +95,18 @@ def test_dropout_is_applied_in_training_and_not_in_reading(backbone: Backbone) -
     assert distinct_outputs(dropping.train()) > 8
     assert distinct_outputs(keeping.train()) <= 2  # whole branches may be left out in training, for all dropout
     assert distinct_outputs(dropping.eval()) == 1
+
+
+@pytest.mark.parametrize("classes", [3, 20, 200])
+def test_before_training_a_frame_is_a_blank_three_times_in_four_whatever_the_gru_says(classes: int) -> None:
+    torch.manual_seed(0)
+    model = Crnn("compact", classes, HEIGHT).eval()
+    images = torch.randint(0, 256, (4, 3, HEIGHT, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        blanks = model(images)[:, :, BLANK].exp()
+        model.gru.reset_parameters()
+        assert torch.equal(model(images)[:, :, BLANK].exp(), blanks)
+    assert blanks.mean() == pytest.approx(0.75, abs=0.1)
 
 
 def test_compact_has_about_a_million_parameters() -> None:
