@@ -33,13 +33,15 @@ MARGIN = 3  # pixels around a glyph's ink, room for a thicker stroke
 SIDE = 5  # pixels that stay free at each side of a word where it can be moved or narrowed
 TIGHTEST = 0.5  # a word that does not fit is narrowed, but not below this part of the style's narrowest
 
-# Humanist bolds, in packages that bring fonts and nothing else: near the Lucida Sans that drew the known sets.
-FONT_PACKAGES = {
-    "fontpkg_noto_sans": "files/NotoSans[wdth,wght].ttf",
-    "fontpkg_hind": "files/Hind-Bold.ttf",
-    "fontpkg_oxygen": "files/Oxygen-Bold.ttf",
-    "fontpkg_pt_sans": "files/PT_Sans-Web-Bold.ttf",
-}
+# Humanist bolds near the Lucida Sans that drew the known sets, and what matplotlib brings (mlflow needs it).
+FONTS = (
+    ("fontpkg_noto_sans", "files/NotoSans[wdth,wght].ttf"),
+    ("fontpkg_hind", "files/Hind-Bold.ttf"),
+    ("fontpkg_oxygen", "files/Oxygen-Bold.ttf"),
+    ("fontpkg_pt_sans", "files/PT_Sans-Web-Bold.ttf"),
+    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans-Bold.ttf"),
+    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf"),
+)
 BOLD = (int.from_bytes(b"wght"), 700 << 16)  # of a variable font: the axis, and 700 as OpenCV writes it
 _FACES = Lock()  # OpenCV says nothing of one font in two threads
 
@@ -294,31 +296,19 @@ def _load_face(font: Path) -> cv2.FontFace:
 
 
 def default_fonts() -> tuple[Path, ...]:
-    """Return the bolds of the font packages that are installed, and DejaVu Sans of matplotlib's; none is imported.
+    """Return the fonts of the pinned packages that bring some, found without importing them.
 
     Raises:
-        FileNotFoundError: if matplotlib is not installed.
+        FileNotFoundError: if such a package is not installed.
     """
-    found = [folder / file for package, file in FONT_PACKAGES.items() if (folder := _package_folder(package))]
-    return (*found, *matplotlib_fonts())
+    return tuple(_package_folder(package) / file for package, file in FONTS)
 
 
-def matplotlib_fonts() -> tuple[Path, ...]:
-    """Return two sans-serif fonts that matplotlib brings (mlflow needs it), found without importing it.
-
-    Raises:
-        FileNotFoundError: if matplotlib is not installed.
-    """
-    folder = _package_folder("matplotlib")
-    if folder is None:
-        raise FileNotFoundError("no fonts to draw with: matplotlib, which brings them, is not installed")
-    folder = folder / "mpl-data" / "fonts" / "ttf"
-    return (folder / "DejaVuSans-Bold.ttf", folder / "DejaVuSans.ttf")
-
-
-def _package_folder(name: str) -> Path | None:
+def _package_folder(name: str) -> Path:
     package = importlib.util.find_spec(name)
-    return None if package is None or package.origin is None else Path(package.origin).parent
+    if package is None or package.origin is None:
+        raise FileNotFoundError(f"no fonts to draw with: {name}, which brings some, is not installed")
+    return Path(package.origin).parent
 
 
 def fonts_for(style: Style, fonts: Sequence[Path]) -> tuple[tuple[Path, ...], dict[Path, str]]:

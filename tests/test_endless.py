@@ -6,11 +6,11 @@ import pytest
 from captcha.data import Sample
 from captcha.endless import DrawnSamples, endless_batches
 from captcha.styles import STYLES, Style, StyleError
-from captcha.synthesis import draw, matplotlib_fonts
+from captcha.synthesis import default_fonts, draw
 
 OUTLINED = STYLES["outlined"]
 FEW = Style(texts=("one", "two", "six", "ten"))
-FONTS = matplotlib_fonts()
+FONTS = default_fonts()
 
 
 def samples(style: Style = OUTLINED, height: int = 32, seed: int = 0, without: tuple[str, ...] = ()) -> DrawnSamples:
