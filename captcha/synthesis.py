@@ -31,7 +31,7 @@ MEASURED = "8n"  # what a font is measured by: the height of the first, the left
 DISTANCE_STEPS = 42  # stored steps in one pixel: a byte reaches three pixels to each side of the outline
 MARGIN = 3  # pixels around a glyph's ink, room for a thicker stroke
 SIDE = 5  # pixels that stay free at each side of a word where it can be moved or narrowed
-TIGHTEST = 0.5  # a word that does not fit is narrowed, but not below this part of the style's narrowest
+TIGHTEST = 0.5  # a word that does not fit is made smaller, but not below this part of what the style asks for
 
 # Humanist bolds near the Lucida Sans that drew the known sets, and what matplotlib brings (mlflow needs it).
 FONTS = (
@@ -114,10 +114,10 @@ def _pick_colour(rng: Generator, between: tuple[str, str]) -> tuple[int, int, in
 def draw_word(rng: Generator, style: Style, text: str, fonts: Sequence[Path]) -> Pixels:
     """Return the paper (H, W) with the word on it before any warp: 255 is bare, 0 is ink.
 
-    A word that is too wide is narrowed.
+    A word that is too wide is narrowed, one that is too high made smaller.
 
     Raises:
-        StyleError: if it would have to be narrowed beyond reading, or is too high.
+        StyleError: if this would have to go beyond reading.
     """
     font = fonts[int(rng.integers(len(fonts)))]  # one a word: in the known sets Java had but its fallback font
     digit_height, stroke = _pick(rng, style.digit_height), _pick(rng, style.stroke)
@@ -159,11 +159,14 @@ def draw_word(rng: Generator, style: Style, text: str, fonts: Sequence[Path]) ->
         ]
         top = min(middle - height / 2 for middle, height in zip(middles, heights, strict=True))
         bottom = max(middle + height / 2 for middle, height in zip(middles, heights, strict=True))
-        needed = bottom - top + 2
-        if needed > style.height:
-            raise StyleError(
-                f"the text {text!r} does not fit: it needs a height of {needed:.0f} pixels, not {style.height}"
-            )
+        if (fitting := (style.height - 4) / (bottom - top)) < 1:  # what is rounded stays on the paper
+            if fitting < TIGHTEST:
+                needed = TIGHTEST * (bottom - top) + 4
+                raise StyleError(
+                    f"the text {text!r} does not fit: it needs a height of {needed:.0f} pixels, not {style.height}"
+                )
+            scale, top, bottom = scale * fitting, top * fitting, bottom * fitting
+            widths, middles = [width * fitting for width in widths], [middle * fitting for middle in middles]
         baseline = round((style.height - bottom - top) / 2)
     pen = round((style.width - sum(widths) - space * (len(text) - 1)) / 2) if left is None else left
 

@@ -448,8 +448,20 @@ def test_a_text_that_does_not_fit_is_named_with_the_space_it_needs() -> None:
         StyleError, match=r"^the text 'mmmmmmmmmm' does not fit: it needs a width of (\d+) pixels, not 90"
     ):
         draw(Style(texts=("mmmmmmmmmm",), width=90), 1, seed=0, fonts=FONTS)
-    with pytest.raises(StyleError, match=r"^the text 'gf' does not fit: it needs a height of (\d+) pixels, not 30"):
-        draw(Style(texts=("gf",), height=30, width=90), 1, seed=0, fonts=FONTS)
+    with pytest.raises(StyleError, match=r"^the text 'gf' does not fit: it needs a height of (\d+) pixels, not 16"):
+        draw(Style(texts=("gf",), height=16, width=90), 1, seed=0, fonts=FONTS)
+
+
+def test_a_word_that_is_too_high_is_made_smaller_and_not_cut_off() -> None:
+    high, low = (Style(texts=("gfjb",), height=height) for height in (80, 30))
+    for seed in range(5):
+        whole, small = (255 - synthesis.draw_word(np.random.default_rng(seed), s, "gfjb", FONTS) for s in (high, low))
+        rows = np.flatnonzero(small.max(axis=1) > 128)
+        assert rows[0] > 0
+        assert rows[-1] < 29
+        smaller = len(rows) / np.count_nonzero(whole.max(axis=1) > 128)
+        assert 0.6 < smaller < 0.85
+        assert small.sum() / whole.sum() == pytest.approx(smaller**2, rel=0.12)  # narrower and thinner alike
 
 
 def test_the_space_that_a_text_needs_is_enough() -> None:
@@ -460,8 +472,8 @@ def test_the_space_that_a_text_needs_is_enough() -> None:
         assert found
         return int(found[1])
 
-    for side in ("width", "height"):
-        enough = Style(texts=("mmmgm",), stroke=5).model_copy(update={side: needed(**{side: 20}) + 1})
+    for side, too_few in (("width", 20), ("height", 12)):
+        enough = Style(texts=("mmmgm",), stroke=5).model_copy(update={side: needed(**{side: too_few}) + 1})
         assert len(draw(enough, 1, seed=0, fonts=FONTS[:1])) == 1
 
 
