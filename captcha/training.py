@@ -19,7 +19,7 @@ from captcha.data import Sample, Split
 from captcha.evaluation import Evaluation, evaluate
 from captcha.images import stack
 from captcha.metrics import wilson_interval
-from captcha.model import Crnn
+from captcha.model import Crnn, Start, go_on_from
 from captcha.recognizer import Recognizer
 from captcha.vocabulary import Vocabulary
 
@@ -85,7 +85,11 @@ def torch_recognizer(model: Crnn, vocabulary: Vocabulary, height: int) -> Recogn
 
 
 def train_epochs(
-    config: TrainConfig, split: Split, vocabulary: Vocabulary, progress: Progress = iter
+    config: TrainConfig,
+    split: Split,
+    vocabulary: Vocabulary,
+    progress: Progress = iter,
+    start: Start | None = None,
 ) -> Iterator[EpochResult]:
     """Train a CRNN, yielding after each epoch; ends early, its learning rate landed, where validation stands still.
 
@@ -94,8 +98,10 @@ def train_epochs(
         split: its train side is learned from, its validation side chooses the epoch; test is not touched.
         vocabulary: holds every character of the training labels.
         progress: wraps the steps of an epoch, as tqdm does.
+        start: weights to go on from, of a model with the same backbone and height; all else stays as without it.
 
     Raises:
+        StartError: the weights of the start do not fit.
         TrainingError: when the loss is no longer a number.
     """
     seed_everything(config.seed)
@@ -104,6 +110,8 @@ def train_epochs(
     order = Generator().manual_seed(config.seed)
     changes = Generator(device).manual_seed(config.seed)
     model = Crnn(config.backbone, vocabulary.classes, config.height, config.dropout, config.pretrained)
+    if start:
+        go_on_from(start, model, vocabulary)
     model = model.to(device).to(memory_format=torch.channels_last)
     averaging = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY), use_buffers=True)
     average = cast(Crnn, averaging.module)
