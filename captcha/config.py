@@ -28,6 +28,9 @@ class TrainConfig(BaseModel):
     name: str = Field(MODEL_NAME, pattern=MODEL_NAME_PATTERN, description="name of the registered model")
     backbone: Backbone = Field("resnet18", description="resnet18, or compact (about 1 M parameters, for CPUs)")
     pretrained: bool = Field(False, description="start resnet18 from torchvision's ImageNet weights (downloaded)")
+    init: str | None = Field(
+        None, description="trained model to go on from: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
+    )
     vocabulary: str | None = Field(
         None, min_length=1, description="characters to tell apart; without it those of the labels"
     )
@@ -39,7 +42,7 @@ class TrainConfig(BaseModel):
     patience: int = Field(10, ge=1, description="epochs without a better validation result before it ends")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the split, the weights, the order and the augmentation")
 
-    @field_validator("val_data", "test_data", "vocabulary", mode="before")
+    @field_validator("val_data", "test_data", "init", "vocabulary", mode="before")
     @classmethod
     def _none_is_written(cls, value: object) -> object:
         """`none` is how MLproject and the command line write None."""
@@ -49,6 +52,12 @@ class TrainConfig(BaseModel):
     def _pretrained_needs_resnet18(self) -> Self:
         if self.pretrained and self.backbone != "resnet18":
             raise ValueError(f"pretrained weights exist for backbone resnet18 only, not for {self.backbone}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.pretrained and self.init:
+            raise ValueError("--pretrained and --init are two different starts: give one of them")
         return self
 
     @property

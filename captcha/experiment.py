@@ -1,5 +1,6 @@
 """The use cases, each tracked as one MLflow run: train, evaluate; and predict, which leaves none."""
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -16,7 +17,8 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from tqdm import tqdm
 
 from captcha import data, evaluation, registry, serving, synthesis
@@ -26,10 +28,10 @@ from captcha.endless import DrawnSamples, endless_batches
 from captcha.evaluation import Evaluation, disagreement
 from captcha.images import ImageError, decode_image
 from captcha.metrics import character_confusion
-from captcha.model import Crnn, to_onnx
+from captcha.model import Crnn, Start, to_onnx
 from captcha.pictures import confusion_figure, learning_curves, prediction_grid
 from captcha.recognizer import Decoder, Reading, Recognizer, save_recognizer
-from captcha.registry import LOGGED_MODEL, tracked_run
+from captcha.registry import LOGGED_MODEL, WEIGHTS_FILE, WEIGHTS_FOLDER, TrainedModel, tracked_run
 from captcha.styles import load_style
 from captcha.training import EpochResult, TrainingError, choose_device, diagnosis, torch_recognizer, train_epochs
 from captcha.vocabulary import Vocabulary
@@ -74,9 +76,12 @@ def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
 
     Raises:
         DataError: the data has problems; all of them are echoed first.
-        TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
+        RegistryError: there is no such model to go on from.
+        TrainingError: the model to go on from is of another kind, the training cannot go on, or the exported model
+            does not agree with the trained one.
     """
     with tracked_run(f"{config.backbone} on {_short_name(config.data)}, seed {config.seed}") as run:
+        trained_before = _trained_before(config)
         split = load_split(config, echo)
         vocabulary = _vocabulary(config, split, echo)
         _log_inputs(config, split, vocabulary)
@@ -85,7 +90,8 @@ def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
             f"training {config.backbone} on {device}: {len(split.train)} images, {len(split.validation)} for "
             f"validation, {len(split.test)} for the test, {len(vocabulary.characters)} characters"
         )
-        model, results = _fit(config, split, vocabulary, echo)
+        start = _start(config, trained_before, vocabulary, echo) if trained_before else None
+        model, results = _fit(config, split, vocabulary, echo, start)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / serving.ARTIFACT
             digests = save_recognizer(folder, to_onnx(model, config.height), vocabulary, config.height)
@@ -93,9 +99,10 @@ def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
             trained = torch_recognizer(model, vocabulary, config.height)
             if difference := disagreement(trained, recognizer, split.validation):
                 raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
-            weights_file = Path(temporary) / "model.safetensors"
+            weights_file = Path(temporary) / WEIGHTS_FILE
             save_file(dict(model.state_dict()), weights_file)
-            mlflow.log_artifact(str(weights_file), "weights")
+            mlflow.log_artifact(str(weights_file), WEIGHTS_FOLDER)
+            digests[WEIGHTS_FILE] = hashlib.sha256(weights_file.read_bytes()).hexdigest()
             mlflow.set_tags({f"sha256.{name}": digest for name, digest in digests.items()})
             tested = evaluation.evaluate(recognizer, split.test)
             _log_test(tested, results)
@@ -105,7 +112,53 @@ def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
     return TrainOutcome(run.info.run_id, tested.figures(), name, version, message, example)
 
 
-def _fit(config: TrainConfig, split: Split, vocabulary: Vocabulary, echo: Echo) -> tuple[Crnn, list[EpochResult]]:
+def _trained_before(config: TrainConfig) -> TrainedModel | None:
+    """Return the model that the training goes on from, None where it starts from scratch.
+
+    Raises:
+        RegistryError: there is no such model.
+        TrainingError: its backbone or height is another.
+    """
+    if config.init is None:
+        return None
+    found = registry.load_trained(config.init)
+    if (found.backbone, found.height) != (config.backbone, config.height):
+        raise TrainingError(
+            f"{found.uri} is {found.backbone} for height {found.height}, not {config.backbone} for {config.height}: "
+            f"pass --backbone {found.backbone} --height {found.height} to go on from it"
+        )
+    return found
+
+
+def _start(config: TrainConfig, found: TrainedModel, vocabulary: Vocabulary, echo: Echo) -> Start:
+    """Return the weights to go on from; log where they come from and say what is new to them."""
+    try:
+        start = Start(load(found.weights), found.vocabulary)
+    except SafetensorError as error:
+        raise TrainingError(f"{found.uri}: the weights of run {found.run_id} are damaged: {error}") from None
+    mlflow.log_params({"init_used": found.uri, "init_run": found.run_id})
+    new = found.vocabulary.missing(vocabulary.characters)
+    echo(f"going on from {found.uri}{f', new characters: {new}' if new else ''}")
+    if new == vocabulary.characters:
+        echo(f"warning: no character of {new} is known to {found.uri}: only what it sees in images is gone on from")
+    if _may_have_learned_the_test(config, found):
+        echo(
+            f"warning: {found.uri} has learned from {found.data}, split in another way: the figures flatter where it "
+            "knows images that are held back now; test on others with --test-data"
+        )
+    return start
+
+
+def _may_have_learned_the_test(config: TrainConfig, found: TrainedModel) -> bool:
+    """Tell whether the test's folder is the one that the model was trained on, split in another way."""
+    folder = config.test_data or config.data
+    same_folder = not folder.startswith("draw:") and Path(folder).resolve() == Path(found.data).resolve()
+    return same_folder and not (config.test_data is None and found.test_data == "none" and found.seed == config.seed)
+
+
+def _fit(
+    config: TrainConfig, split: Split, vocabulary: Vocabulary, echo: Echo, start: Start | None = None
+) -> tuple[Crnn, list[EpochResult]]:
     """Return the model of the best epoch, on the CPU, and the results of all epochs, each logged as it came."""
     results: list[EpochResult] = []
     weights: dict[str, torch.Tensor] = {}
@@ -113,8 +166,10 @@ def _fit(config: TrainConfig, split: Split, vocabulary: Vocabulary, echo: Echo) 
     if config.drawn_style:
         held_back = {sample.text for sample in [*split.validation, *split.test]}
         batches = endless_batches(drawn_samples(config, held_back), config.batch_size, start=DRAWN_IMAGES)
-    for result in train_epochs(config, split, vocabulary, _progress, batches):
+    for result in train_epochs(config, split, vocabulary, _progress, batches, start):
         results.append(result)
+        if start and result.epoch == 0:
+            echo(f"before training it reads {result.validation.exact_match:.2%} of the validation images")
         if result.epoch == 0:
             mlflow.log_params({"model_parameters": sum(p.numel() for p in result.model.parameters())})
         _log_epoch(config, result, echo)

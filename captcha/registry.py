@@ -1,12 +1,14 @@
 """The MLflow registry: where runs are tracked, versions of a model, the champion."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -18,9 +20,14 @@ from mlflow.exceptions import MlflowException
 from captcha import serving
 from captcha.config import CHAMPION, EXPERIMENT_NAME, MODEL_NAME_PATTERN, project_root
 from captcha.recognizer import MODEL_FILE, Recognizer
+from captcha.vocabulary import Vocabulary
 
 LOGGED_MODEL = "recognizer"
 """Name of the model in the run that trained it."""
+
+
+WEIGHTS_FOLDER, WEIGHTS_FILE = "weights", "model.safetensors"
+"""Where a training run keeps what another can go on from; its sha256 is a tag of the run."""
 
 
 class RegistryError(ValueError):
@@ -125,6 +132,79 @@ def load_recognizer(model_uri: str) -> Recognizer:
         return Recognizer.load(path / "artifacts" / serving.ARTIFACT)
 
 
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a training left for another to go on from."""
+
+    uri: str
+    """models:/NAME/VERSION, also where an alias was asked for, or runs:/RUN_ID."""
+    run_id: str
+    backbone: str
+    height: int
+    vocabulary: Vocabulary
+    data: str
+    test_data: str
+    seed: int
+    weights: bytes
+    """The content of a safetensors file."""
+
+
+def load_trained(uri: str) -> TrainedModel:
+    """Return the model of models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID, as it came from its training.
+
+    Raises:
+        RegistryError: there is no such model or run, it is no training's, or its weights are missing or damaged.
+    """
+    connect()
+    client = MlflowClient()
+    try:
+        resolved, run_id = _run_behind(client, uri)
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise RegistryError(f"{uri}: {_first_line(error)}; train one first, or name another") from None
+    name = f"{WEIGHTS_FOLDER}/{WEIGHTS_FILE}"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder)
+            weights = Path(path).read_bytes()
+    except (MlflowException, OSError) as error:
+        raise RegistryError(
+            f"{uri}: run {run_id} has no {name} to go on from ({_first_line(error)}); name another"
+        ) from None
+    digest = run.data.tags.get(f"sha256.{WEIGHTS_FILE}")  # runs of the first versions have no such tag
+    if digest and digest != hashlib.sha256(weights).hexdigest():
+        raise RegistryError(f"{uri}: {name} of run {run_id} is damaged: its sha256 is not the one it was saved with")
+    params = run.data.params
+    try:
+        return TrainedModel(
+            uri=resolved,
+            run_id=run_id,
+            backbone=params["backbone"],
+            height=int(params["height"]),
+            vocabulary=Vocabulary(params["vocabulary_used"]),
+            data=_data(run),
+            test_data=params["test_data"],
+            seed=int(params["seed"]),
+            weights=weights,
+        )
+    except KeyError as error:
+        raise RegistryError(f"{uri}: run {run_id} is no training, it has no param {error}; name another") from None
+
+
+def _run_behind(client: MlflowClient, uri: str) -> tuple[str, str]:
+    """Return the URI with any alias resolved, and the id of the run that trained the model."""
+    if match := re.fullmatch(r"runs:/(\w+)", uri):
+        return uri, match[1]
+    match = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
+    if not match:
+        raise RegistryError(f"{uri!r} names no model: use models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
+    name, alias, number = match.groups()
+    version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    if not version.run_id:
+        raise RegistryError(f"{uri}: the registry does not know which run trained it; name another")
+    return f"models:/{name}/{version.version}", version.run_id
+
+
 def register(run_id: str, name: str) -> tuple[str, int, str]:
     """Register the model of a run, once, and make it champion where it earns that.
 
@@ -207,13 +287,15 @@ def _version_tags(run: Run) -> dict[str, str]:
         "test_images": f"{metrics['test/n']:.0f}",
         "test_digest": params["test_digest"],
         "onnx_sha256": tags[f"sha256.{MODEL_FILE}"],
+        **({"init": params["init_used"]} if "init_used" in params else {}),
     }
 
 
 def _version_description(run: Run) -> str:
     params, metrics = run.data.params, run.data.metrics
+    start = f" going on from {params['init_used']}," if "init_used" in params else ""
     return (
-        f"{params['backbone']} trained on `{_data(run)}`, seed {params['seed']}: "
+        f"{params['backbone']}{start} trained on `{_data(run)}`, seed {params['seed']}: "
         f"exact match {metrics['test/exact_match']:.2%} "
         f"({metrics['test/exact_match_low']:.2%} to {metrics['test/exact_match_high']:.2%}) "
         f"on {metrics['test/n']:.0f} test images that training never saw."

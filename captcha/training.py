@@ -19,7 +19,7 @@ from captcha.data import Sample, Split
 from captcha.evaluation import Evaluation, evaluate
 from captcha.images import stack
 from captcha.metrics import wilson_interval
-from captcha.model import Crnn
+from captcha.model import Crnn, Start, go_on_from
 from captcha.recognizer import Recognizer
 from captcha.vocabulary import Vocabulary
 
@@ -90,6 +90,7 @@ def train_epochs(
     vocabulary: Vocabulary,
     progress: Progress = iter,
     batches: Iterator[list[Sample]] | None = None,
+    start: Start | None = None,
 ) -> Iterator[EpochResult]:
     """Train a CRNN, yielding after each epoch; ends early, its learning rate landed, where validation stands still.
 
@@ -99,8 +100,10 @@ def train_epochs(
         vocabulary: holds every character of the training labels.
         progress: wraps the steps of an epoch, as tqdm does.
         batches: without end, learned from in place of the train side, which then only says how long an epoch is.
+        start: weights to go on from, of a model with the same backbone and height; all else stays as without it.
 
     Raises:
+        StartError: the weights of the start do not fit.
         TrainingError: when the loss is no longer a number.
     """
     seed_everything(config.seed)
@@ -109,6 +112,8 @@ def train_epochs(
     order = Generator().manual_seed(config.seed)
     changes = Generator(device).manual_seed(config.seed)
     model = Crnn(config.backbone, vocabulary.classes, config.height, config.dropout, config.pretrained)
+    if start:
+        go_on_from(start, model, vocabulary)
     model = model.to(device).to(memory_format=torch.channels_last)
     averaging = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY), use_buffers=True)
     average = cast(Crnn, averaging.module)

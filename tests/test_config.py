@@ -31,7 +31,9 @@ def test_an_unknown_setting_is_refused_by_name() -> None:
 
 
 def test_none_can_be_written() -> None:
-    written = TrainConfig.model_validate({"val_data": "none", "test_data": "none", "vocabulary": "none"})
+    written = TrainConfig.model_validate(
+        {"val_data": "none", "test_data": "none", "init": "none", "vocabulary": "none"}
+    )
     assert written == TrainConfig()
 
 
@@ -39,6 +41,12 @@ def test_pretrained_weights_exist_for_resnet18_alone() -> None:
     assert TrainConfig(backbone="resnet18", pretrained=True).pretrained
     with pytest.raises(ValidationError, match="pretrained weights exist for backbone resnet18 only, not for compact"):
         TrainConfig(backbone="compact", pretrained=True)
+
+
+def test_a_training_has_one_start() -> None:
+    assert TrainConfig(init="models:/captcha-crnn@champion").init == "models:/captcha-crnn@champion"
+    with pytest.raises(ValidationError, match="--pretrained and --init are two different starts: give one of them"):
+        TrainConfig(init="models:/captcha-crnn@champion", pretrained=True)
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,12 @@ from captcha import data, experiment, training
 from captcha.config import FRAME_STRIDE, TrainConfig
 from captcha.data import DataError, Sample, Split
 from captcha.endless import DrawnSamples
-from captcha.evaluation import Evaluation, disagreement
+from captcha.evaluation import Evaluation, disagreement, evaluate
 from captcha.experiment import TrainOutcome, load_split
 from captcha.images import ImageError
 from captcha.model import Crnn, to_onnx
 from captcha.recognizer import Reading
-from captcha.registry import load_recognizer, tracked_run
+from captcha.registry import RegistryError, TrainedModel, load_recognizer, load_trained, tracked_run
 from captcha.training import EpochResult, TrainingError, torch_recognizer
 from captcha.vocabulary import Vocabulary
 
@@ -312,6 +312,100 @@ def test_an_evaluation_of_a_folder_with_errors_leaves_no_run(trained: Trained, t
         experiment.evaluate(str(tmp_path), "models:/two-digits/1", lines.append)
     assert "1.png" in lines[0]
     assert latest_run().info.run_id == before
+
+
+# Going on from a trained model
+
+
+@pytest.fixture(scope="module")
+def gone_on(trained: Trained, folder: Path) -> Trained:
+    lines: list[str] = []
+    asked = config(data=str(folder), name="gone on", init="models:/two-digits@champion", vocabulary="9x876543210")
+    outcome = experiment.train(asked, lines.append)
+    return Trained(asked, outcome, lines, mlflow.get_run(outcome.run_id), Path())
+
+
+def test_a_training_goes_on_from_a_registered_model_with_other_characters(
+    trained: Trained, gone_on: Trained, folder: Path
+) -> None:
+    split = load_split(gone_on.config, pytest.fail)
+    before = evaluate(load_recognizer("models:/two-digits/1"), split.validation)
+    history = MlflowClient().get_metric_history(gone_on.outcome.run_id, "val/cer")
+    assert history[0].step == 0
+    # What it knows it reads as before; the new class can take a frame of a model so little trained, not many.
+    assert history[0].value == pytest.approx(before.cer, abs=0.1)
+    assert before.cer < 0.8, "else an untrained model would do"
+    assert "going on from models:/two-digits/1, new characters: x" in gone_on.lines
+    assert any(line.startswith("before training it reads ") for line in gone_on.lines)
+    assert not any("warning" in line for line in gone_on.lines)
+
+
+def test_the_run_and_the_version_tell_what_they_went_on_from(trained: Trained, gone_on: Trained) -> None:
+    params = gone_on.run.data.params
+    assert params["init"] == "models:/two-digits@champion"
+    assert params["init_used"] == "models:/two-digits/1"  # an alias moves
+    assert params["init_run"] == trained.outcome.run_id
+    version = MlflowClient().get_model_version("gone on", "1")
+    assert version.tags["init"] == "models:/two-digits/1"
+    assert "compact going on from models:/two-digits/1, trained on `" in str(version.description)
+    assert "init" not in MlflowClient().get_model_version("two-digits", "1").tags
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"init": "models:/nobody@champion"}, r"models:/nobody@champion: [^\n]*; train one first, or name another"),
+        (
+            {"init": "models:/two-digits/1", "height": 48},
+            "models:/two-digits/1 is compact for height 32, not compact for 48: "
+            "pass --backbone compact --height 32 to go on from it",
+        ),
+        (
+            {"init": "models:/two-digits/1", "backbone": "resnet18"},
+            "models:/two-digits/1 is compact for height 32, not resnet18 for 32: "
+            "pass --backbone compact --height 32 to go on from it",
+        ),
+    ],
+    ids=["nobody", "height", "backbone"],
+)
+def test_a_model_that_cannot_be_gone_on_from_ends_the_run_before_the_data_is_read(
+    trained: Trained, tmp_path: Path, settings: dict[str, object], line: str
+) -> None:
+    with pytest.raises((RegistryError, TrainingError), match=f"^{line}$"):
+        experiment.train(config(data=str(tmp_path / "not looked at"), name="unstarted", **settings), pytest.fail)
+    assert latest_run().info.status == "FAILED"
+    assert versions("unstarted") == 0
+
+
+def test_weights_of_a_run_without_their_sha256_are_checked_as_they_are_read(trained: Trained) -> None:
+    torn = replace(load_trained("models:/two-digits/1"), weights=b"torn")
+    with pytest.raises(TrainingError, match=r"^models:/two-digits/1: the weights of run \w+ are damaged: [^\n]*$"):
+        experiment._start(config(), torn, Vocabulary("0"), pytest.fail)
+
+
+def test_a_person_is_warned_where_no_character_is_known_or_the_test_may_be(
+    trained: Trained, folder: Path, tmp_path: Path
+) -> None:
+    found = load_trained("models:/two-digits/1")
+
+    def warnings(characters: str, found: TrainedModel = found, **settings: object) -> list[str]:
+        lines: list[str] = []
+        with tracked_run("a training"):
+            experiment._start(config(**settings), found, Vocabulary(characters), lines.append)
+        return [line[9:] for line in lines if line.startswith("warning: ")]
+
+    here, elsewhere = str(folder), str(tmp_path)
+    (line,) = warnings("xy", data=elsewhere)
+    assert line.startswith("no character of xy is known to models:/two-digits/1")
+    assert warnings("xy0", data=here) == []
+    assert warnings("0", data=here, seed=1, test_data=elsewhere) == []
+    assert warnings("0", data="draw:kaptcha", seed=1) == []
+    for learned in (
+        warnings("0", data=here, seed=1),  # another split
+        warnings("0", data=elsewhere, test_data=here),  # all of it, the part trained on too
+        warnings("0", replace(found, test_data=elsewhere), data=here),  # none was held back of it
+    ):
+        assert [line[:44] for line in learned] == ["models:/two-digits/1 has learned from " + here[:6]]
 
 
 # What goes wrong

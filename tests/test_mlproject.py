@@ -84,7 +84,10 @@ def test_main_alone_trains_with_the_defaults(monkeypatch: pytest.MonkeyPatch, tm
     assert config_of(monkeypatch, tmp_path) == TrainConfig()
 
 
-def test_main_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(  # two starts that exclude each other
+    "start", [{"pretrained": "true", "init": "none"}, {"pretrained": "false", "init": "models:/my model@champion"}]
+)
+def test_main_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start: dict[str, str]) -> None:
     folder = tmp_path / 'it\'s a $HOME; "folder" of ümläuts'
     folder.mkdir()
     wanted = {
@@ -93,7 +96,7 @@ def test_main_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "test_data": str(folder),
         "name": "my model",
         "backbone": "resnet18",
-        "pretrained": "true",
+        **start,
         "vocabulary": "-a'\"$ {é",
         "height": "48",
         "epochs": "3",

@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.models import ResNet18_Weights, resnet18
 
 from captcha.config import FRAME_STRIDE, Backbone
-from captcha.model import Crnn, PretrainedError, to_onnx
-from captcha.vocabulary import BLANK
+from captcha.model import HEAD_AXES, Crnn, PretrainedError, Start, StartError, go_on_from, to_onnx
+from captcha.vocabulary import BLANK, Vocabulary
 
 CLASSES, HEIGHT = 11, 32
 BACKBONES: tuple[Backbone, ...] = ("compact", "resnet18")
@@ -181,6 +181,68 @@ def test_a_damaged_download_is_one_line_too(imagenet_stand_in: dict[str, Tensor]
         file.write_bytes(content)
         with pytest.raises(PretrainedError, match=r"^[^\n]*train without --pretrained[^\n]*$"):
             Crnn("resnet18", CLASSES, HEIGHT, pretrained=True)
+
+
+# Going on from a trained model
+
+OLD = Vocabulary("abcdefghij")
+
+
+def gone_on_from(model: Crnn, characters: str) -> tuple[Crnn, Crnn]:
+    """A model of other characters that goes on from this one, and the same as it was before."""
+    vocabulary = Vocabulary(characters)
+    backbone: Backbone = "compact" if model.conv.in_channels == 128 else "resnet18"
+    torch.manual_seed(1)
+    fresh, new = (Crnn(backbone, vocabulary.classes, HEIGHT) for _ in range(2))
+    fresh.load_state_dict(new.state_dict())
+    go_on_from(Start(dict(model.state_dict()), OLD), new, vocabulary)
+    return new.eval(), fresh
+
+
+@pytest.mark.parametrize("characters", [OLD.characters, "jihgfedcba", "ceh", "f", "xcyhz", "äaöjü"])
+def test_characters_known_to_the_start_are_read_as_it_reads_them(model: Crnn, characters: str) -> None:
+    new, _ = gone_on_from(model, characters)
+    known = [c for c in characters if c in OLD.characters]
+    here, there = ([BLANK, *each.encode("".join(known))] for each in (Vocabulary(characters), OLD))
+    images = random_images(3, 96)
+    with torch.inference_mode():
+        found, expected = new(images)[:, :, here], model(images)[:, :, there]
+    # Among themselves: the classes that one of the two lacks take a share of the probability away.
+    torch.testing.assert_close(found.log_softmax(2), expected.log_softmax(2), atol=1e-5, rtol=1e-5)
+
+
+def test_going_on_with_the_same_characters_is_the_same_model(model: Crnn) -> None:
+    new, _ = gone_on_from(model, OLD.characters)
+    for key, value in model.state_dict().items():
+        assert torch.equal(new.state_dict()[key], value), key
+
+
+def test_new_characters_start_fresh_and_all_but_the_heads_is_the_starts(model: Crnn) -> None:
+    new, fresh = gone_on_from(model, "xcyhz")
+    for key, value in new.state_dict().items():
+        if key not in HEAD_AXES:
+            assert torch.equal(value, model.state_dict()[key]), key
+            continue
+        classes, fresh_classes, old_classes = (
+            tensor.movedim(HEAD_AXES[key], 0) for tensor in (value, fresh.state_dict()[key], model.state_dict()[key])
+        )
+        for i, j in ((BLANK, BLANK), (2, OLD.encode("c")[0]), (4, OLD.encode("h")[0])):
+            assert torch.equal(classes[i], old_classes[j]), (key, i)
+        for i in (1, 3, 5):
+            assert torch.equal(classes[i], fresh_classes[i]), (key, i)
+
+
+def test_weights_that_do_not_fit_are_one_line_that_says_what_to_do() -> None:
+    model = Crnn("compact", OLD.classes, HEIGHT)
+    weights = dict(model.state_dict())
+    for unfit in (
+        {key: value for key, value in weights.items() if key != "local_head.bias"},
+        {key: value for key, value in weights.items() if key != "conv.weight"},
+        weights | {"conv.weight": weights["conv.weight"][:5]},
+        weights | {"local_head.bias": torch.zeros(12)},
+    ):
+        with pytest.raises(StartError, match=r"^the weights to go on from do not fit [^\n]*; train without --init$"):
+            go_on_from(Start(unfit, OLD), Crnn("compact", OLD.classes, HEIGHT), OLD)
 
 
 @pytest.fixture(scope="module")

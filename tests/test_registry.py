@@ -1,3 +1,4 @@
+import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -16,7 +17,17 @@ from mlflow.tracking._tracking_service import utils
 
 from captcha import registry, serving
 from captcha.recognizer import save_recognizer
-from captcha.registry import LOGGED_MODEL, RegistryError, is_champion, load_recognizer, register, tracked_run
+from captcha.registry import (
+    LOGGED_MODEL,
+    WEIGHTS_FILE,
+    WEIGHTS_FOLDER,
+    RegistryError,
+    is_champion,
+    load_recognizer,
+    load_trained,
+    register,
+    tracked_run,
+)
 from captcha.vocabulary import Vocabulary
 
 # Reads nothing, whatever the image: log_probs (1, N, 2), the blank certain.
@@ -269,3 +280,64 @@ def test_the_registered_recognizer_is_the_one_that_was_logged(tmp_path: Path) ->
         recognizer = load_recognizer(uri)
         assert (recognizer.vocabulary.characters, recognizer.height) == ("a", 16)
         assert [reading.text for reading in recognizer.read([np.zeros((20, 50, 3), np.uint8)])] == [""]
+
+
+# What another training goes on from
+
+
+@pytest.fixture
+def weighty(tmp_path: Path) -> str:
+    """The id of a run with weights, registered under `weighty`."""
+    run_id = trained_run(0.9)
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"some weights")
+    with mlflow.start_run(run_id):
+        mlflow.log_artifact(str(tmp_path / WEIGHTS_FILE), WEIGHTS_FOLDER)
+        mlflow.set_tag(f"sha256.{WEIGHTS_FILE}", hashlib.sha256(b"some weights").hexdigest())
+        mlflow.log_params({"height": 32, "test_data": "none"})
+    register(run_id, "weighty")
+    return run_id
+
+
+def test_a_trained_model_is_found_by_alias_version_and_run(weighty: str) -> None:
+    number = register(weighty, "weighty")[1]
+    MlflowClient().set_registered_model_alias("weighty", "newest", str(number))
+    exact = f"models:/weighty/{number}"
+    for uri, resolved in {
+        "models:/weighty@newest": exact,
+        exact: exact,
+        f"runs:/{weighty}": f"runs:/{weighty}",
+    }.items():
+        found = load_trained(uri)
+        assert (found.uri, found.run_id, found.weights) == (resolved, weighty, b"some weights")
+        assert (found.backbone, found.height, found.vocabulary) == ("compact", 32, Vocabulary("abc"))
+        assert (found.data, found.test_data, found.seed) == ("folder", "none", 0)
+
+
+@pytest.mark.parametrize("uri", ["models:/nobody@champion", "models:/nobody/1", "runs:/0123456789abcdef"])
+def test_a_trained_model_that_is_not_there_is_one_line(uri: str) -> None:
+    with pytest.raises(RegistryError, match=rf"^{uri}: [^\n]*; train one first, or name another$"):
+        load_trained(uri)
+
+
+@pytest.mark.parametrize("uri", ["captcha-crnn", "models:/weighty", "models:/weighty/newest", "/tmp/model", "runs:/"])
+def test_what_names_no_trained_model_is_told_how_to(uri: str) -> None:
+    with pytest.raises(RegistryError, match=rf"^'{uri}' names no model: use models:/NAME@ALIAS, [^\n]*$"):
+        load_trained(uri)
+
+
+def test_a_run_without_weights_and_a_file_that_has_changed_are_one_line(weighty: str, tmp_path: Path) -> None:
+    bare = trained_run(0.9)
+    with pytest.raises(RegistryError, match=rf"^runs:/{bare}: run {bare} has no weights/model.safetensors [^\n]*$"):
+        load_trained(f"runs:/{bare}")
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"some weightz")
+    MlflowClient().log_artifact(weighty, str(tmp_path / WEIGHTS_FILE), WEIGHTS_FOLDER)
+    with pytest.raises(RegistryError, match=rf"^runs:/{weighty}: weights/model.safetensors of run .* is damaged: "):
+        load_trained(f"runs:/{weighty}")
+
+
+def test_a_run_that_is_no_training_cannot_be_gone_on_from(tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"some weights")
+    with tracked_run("something else") as run:
+        mlflow.log_artifact(str(tmp_path / WEIGHTS_FILE), WEIGHTS_FOLDER)
+    with pytest.raises(RegistryError, match=r"^runs:/\w+: run \w+ is no training, it has no param 'backbone'; [^\n]*$"):
+        load_trained(f"runs:/{run.info.run_id}")

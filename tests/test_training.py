@@ -13,8 +13,8 @@ from torch import Tensor
 from captcha import training
 from captcha.config import TrainConfig
 from captcha.data import Sample, Split
-from captcha.evaluation import Evaluation
-from captcha.model import Crnn
+from captcha.evaluation import Evaluation, evaluate
+from captcha.model import Crnn, Start
 from captcha.recognizer import Reading
 from captcha.training import EpochResult, TrainingError, ctc_loss, diagnosis, torch_recognizer, train_epochs
 from captcha.vocabulary import Vocabulary
@@ -101,7 +101,8 @@ def test_one_seed_gives_the_same_losses_and_another_seed_others(samples: list[Sa
 def test_epoch_0_is_the_model_before_training_and_each_epoch_changes_every_weight(samples: list[Sample]) -> None:
     states: list[dict[str, Tensor]] = []
     results: list[EpochResult] = []
-    for result in train_epochs(config(epochs=2), Split(samples, samples, []), VOCABULARY):
+    # Steps of two images: the GRU learns from the second step on, its head begins at nothing.
+    for result in train_epochs(config(epochs=2, batch_size=2), Split(samples * 2, samples, []), VOCABULARY):
         states.append({key: value.clone() for key, value in result.model.named_parameters()})
         results.append(result)
     assert [result.epoch for result in results] == [0, 1, 2]
@@ -176,6 +177,34 @@ def test_the_model_is_the_one_configured(samples: list[Sample]) -> None:
     assert (result.model.dropout.p, result.model.gru.dropout) == (0.35, 0.35)
     assert result.model.conv.kernel_size == (3, 3)  # as high as the features of 48 rows
     assert result.model.head.out_channels == VOCABULARY.classes
+
+
+# Going on from a trained model
+
+
+def test_epoch_0_reads_as_the_model_did_that_the_training_goes_on_from(samples: list[Sample]) -> None:
+    torch.manual_seed(3)
+    model = Crnn("compact", VOCABULARY.classes, 32)
+    with torch.no_grad():
+        model.train()(torch.rand(4, 3, 32, 64) * 255)  # its batch norms are no longer as they were made
+    start = Start({key: value.clone() for key, value in model.state_dict().items()}, VOCABULARY)
+    first = next(train_epochs(config(), Split(samples, samples, []), VOCABULARY, start=start))
+    expected = evaluate(torch_recognizer(model, VOCABULARY, 32), samples)
+    assert first.validation.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert first.validation.predictions == expected.predictions
+    for key, value in first.model.state_dict().items():
+        assert torch.equal(value, start.weights[key]), key
+
+
+def test_a_start_that_no_epoch_comes_near_is_kept_and_not_waited_for(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LANDING_PART", 6)
+    scripted(monkeypatch, [(4, 9.0), *[(3, 5.0)] * 20])
+    results = run(samples, epochs=12, patience=2)
+    assert [result.chosen for result in results] == [True, *[False] * 5]
+    # The loss fell below the start's once; then patience counts, and landing takes the sixth part of 12.
+    assert results[-1].epoch == 5
 
 
 # The steps
