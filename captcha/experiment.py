@@ -93,15 +93,15 @@ def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
         start = _start(config, trained_before, vocabulary, echo) if trained_before else None
         model, results = _fit(config, split, vocabulary, echo, start)
         with tempfile.TemporaryDirectory() as temporary:
+            weights_file = Path(temporary) / WEIGHTS_FILE  # first: what was trained is not lost, whatever comes
+            save_file(dict(model.state_dict()), weights_file)
+            mlflow.log_artifact(str(weights_file), WEIGHTS_FOLDER)
             folder = Path(temporary) / serving.ARTIFACT
             digests = save_recognizer(folder, to_onnx(model, config.height), vocabulary, config.height)
             recognizer = Recognizer.load(folder)
             trained = torch_recognizer(model, vocabulary, config.height)
             if difference := disagreement(trained, recognizer, split.validation):
                 raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
-            weights_file = Path(temporary) / WEIGHTS_FILE
-            save_file(dict(model.state_dict()), weights_file)
-            mlflow.log_artifact(str(weights_file), WEIGHTS_FOLDER)
             digests[WEIGHTS_FILE] = hashlib.sha256(weights_file.read_bytes()).hexdigest()
             mlflow.set_tags({f"sha256.{name}": digest for name, digest in digests.items()})
             tested = evaluation.evaluate(recognizer, split.test)

@@ -430,6 +430,9 @@ def test_an_export_that_is_not_the_trained_model_is_not_registered(
     assert run.info.status == "FAILED"
     assert versions("another") == 0
     assert not run.outputs or not run.outputs.model_outputs
+    assert [file.path for file in MlflowClient().list_artifacts(run.info.run_id, "weights")] == [
+        "weights/model.safetensors"
+    ]
     assert "test/exact_match" not in run.data.metrics
 
 
