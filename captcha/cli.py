@@ -220,8 +220,10 @@ def draw(
         typer.echo(f"left out: {listed}", err=True)
     files = drawing.some_images_in(beside) if beside else []
     drawing.refuse_existing(out)
-    shown = [image for _, image in drawing.draw_all(look, min(count, drawing.SHEET_IMAGES), seed, usable)]
-    picture = drawing.sheet(shown, files) if sheet else None
+    picture = None
+    if sheet:
+        first = drawing.draw_all(look, min(count, drawing.SHEET_IMAGES), seed, usable)
+        picture = drawing.sheet([image for _, image in first], files)
     with tqdm(drawing.draw_all(look, count, seed, usable), total=count, unit="image", disable=None, leave=False) as bar:
         drawing.write_folder(out, bar)
     if sheet and picture:

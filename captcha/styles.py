@@ -53,7 +53,7 @@ class Style(BaseModel):
     Where a setting is a range, each image takes its own value from it. Lengths are in pixels of the image.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # What is written
     characters: str = Field("abcdefghijklmnopqrstuvwxyz0123456789", min_length=1, description="written twice: as often")

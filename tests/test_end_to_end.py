@@ -514,6 +514,6 @@ def _awaits_sigterm(process: psutil.Process) -> bool:
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "predict", "register", "check"])
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "predict", "register", "check", "draw"])
 def test_help_is_there(command: str, tmp_path: Path) -> None:
     assert "--help" in call(*CAPTCHA, *command.split(), "--help", cwd=ROOT)
