@@ -89,14 +89,12 @@ def disagreement(first: Recognizer, second: Recognizer, samples: Sequence[Sample
     """Return in one line how two engines of one model differ on the samples, None where they agree.
 
     They agree when they read the same texts and no log-probability differs by more than LOG_PROBS_TOLERANCE: by
-    itself down to -1, relative to it below; where a frame's least likely class is below -10, relative to a tenth of
-    that. Single precision has no more digits: such log-probabilities are differences of large logits.
+    itself down to -1, relative to it below, where single precision has no more digits.
     """
     images = [sample.image for sample in samples]
     differing = 0
     for (_, a), (_, b) in zip(first.log_probs(images), second.log_probs(images), strict=True):
-        scale = np.maximum(np.maximum(1, np.abs(a)), np.abs(a).max(axis=2, keepdims=True) / 10)
-        largest = float((np.abs(a - b) / scale).max())
+        largest = float((np.abs(a - b) / np.maximum(1, np.abs(a))).max())
         if not largest <= LOG_PROBS_TOLERANCE:
             return f"log-probabilities differ by {largest:.2g}, more than {LOG_PROBS_TOLERANCE:g}"
         differing += sum(x.text != y.text for x, y in zip(first.decode(a), second.decode(b), strict=True))
