@@ -25,6 +25,9 @@ GRU_SHARE = 0.5
 BLANK_PRIOR = 0.75
 """Probability of the blank in a frame, about, before training."""
 
+LOGIT_LIMIT = 15.0
+"""Logits end below it on both sides: e^-30 is unlikely enough, and what is larger, single precision cannot hold to 1e-4."""
+
 
 class PretrainedError(ValueError):
     """Pretrained weights that cannot be had; one line that says why and what to do."""
@@ -156,7 +159,8 @@ class Crnn(nn.Module):
                 taken: Tensor | float = torch.rand((1, len(images), 1), device=logits.device) < GRU_SHARE
             else:
                 taken = GRU_SHARE
-            return F.log_softmax((local_logits + taken * logits).float(), dim=2)
+            logits = (local_logits + taken * logits).float()
+            return F.log_softmax(LOGIT_LIMIT * torch.tanh(logits / LOGIT_LIMIT), dim=2)
 
 
 @dataclass(frozen=True)
