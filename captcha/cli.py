@@ -18,9 +18,9 @@ from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from captcha.config import CHAMPION, MODEL_NAME, TrainConfig
+from captcha.config import CHAMPION, MODEL_NAME, AdaptConfig, BudgetConfig, TrainConfig
 
 DEFAULTS = TrainConfig()
 # Exit codes by which a shell knows what ended a program.
@@ -56,31 +56,46 @@ Folder = Annotated[
         help="folder of images named by their label (2b827.png), or with a labels.csv (file,label)",
     ),
 ]
-Model = Annotated[str, typer.Option(help="model to read with: models:/NAME@ALIAS or models:/NAME/VERSION")]
+Model = Annotated[
+    str, typer.Option(help="model to read with: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON alone; all else goes to standard error")]
 
 
-def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give the command an option for each of TrainConfig's fields, its default and help included, as **settings."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    options = []
-    for name, field in TrainConfig.model_fields.items():
-        option = typer.Option(
-            "none" if field.default is None else field.default,
-            help=field.description,
-            callback=_existing_folder if name.endswith("data") else None,
-            # MLproject passes a value, not a flag; only for it, so help does not show the variable.
-            envvar=f"CAPTCHA_{name.upper()}" if field.annotation is bool else None,
-            show_envvar=False,
-        )
-        annotation = str if name.endswith("data") else field.annotation
-        options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation))
-    command.__signature__ = inspect.Signature([*options, *own])  # type: ignore[attr-defined]
-    return command
+def _with_settings(config: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each field of a configuration, its default and help included, as **settings.
+
+    What has no default is an argument, a folder.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        options = []
+        for name, field in config.model_fields.items():
+            is_folder = name.endswith("data")
+            if field.is_required():
+                option = typer.Argument(metavar="DIR", help=field.description, callback=_existing_folder)
+            else:
+                option = typer.Option(
+                    "none" if field.default is None else field.default,
+                    help=field.description,
+                    callback=_existing_folder if is_folder else None,
+                    # MLproject passes a value, not a flag; only for it, so help does not show the variable.
+                    envvar=f"CAPTCHA_{name.upper()}" if field.annotation is bool else None,
+                    show_envvar=False,
+                )
+            annotation = str if is_folder else field.annotation
+            options.append(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
+            )
+        command.__signature__ = inspect.Signature([*options, *own])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
 
 
 @app.command()
-@_with_settings
+@_with_settings(TrainConfig)
 def train(*, as_json: Json = False, **settings: Any) -> None:
     """Train a recogniser in a tracked run, test it, register it."""
     config = TrainConfig(**settings)
@@ -92,6 +107,32 @@ def train(*, as_json: Json = False, **settings: Any) -> None:
         _print_json(outcome.figures | names)
     else:
         typer.echo(outcome.summary())
+
+
+@app.command()
+@_with_settings(AdaptConfig)
+def adapt(*, as_json: Json = False, **settings: Any) -> None:
+    """Adapt a trained model to images without labels (self-training), and register what comes of it."""
+    config = AdaptConfig(**settings)
+    from captcha import adaptation
+
+    outcome = adaptation.adapt(config, echo=partial(typer.echo, err=as_json))
+    if as_json:
+        _print_json(asdict(outcome))
+    else:
+        typer.echo(outcome.summary())
+
+
+@app.command()
+@_with_settings(BudgetConfig)
+def budget(*, as_json: Json = False, **settings: Any) -> None:
+    """Measure how many labels it takes: the curve of exact match against labels, with drawn images and without."""
+    config = BudgetConfig(**settings)
+    from captcha import budget
+
+    rows = budget.budget(config, echo=partial(typer.echo, err=as_json))
+    if as_json:
+        _print_json([asdict(row) for row in rows])
 
 
 @app.command()

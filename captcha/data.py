@@ -120,23 +120,10 @@ def read_samples(
         DataError: if there is no such folder, or it holds no images, or its labels.csv cannot be read.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise DataError(f"{folder}: you may not read this folder")
+    _refuse_unreadable(folder)
     problems: list[Problem] = []
     texts = _listed_texts(folder, problems) if (folder / LABELS_FILE).is_file() else _named_texts(folder, problems)
-
-    decoded: dict[str, _Decoded] = {}
-    with ThreadPoolExecutor() as pool:  # OpenCV lets other threads run while it decodes
-        results = pool.map(lambda name: _decode(folder / name, height), texts)
-        for done, (name, result) in enumerate(zip(texts, results, strict=True), start=1):
-            if isinstance(result, str):
-                problems.append(Problem(name, "unreadable image", result, fatal=True))
-            else:
-                decoded[name] = result
-            if progress:
-                progress(done, len(texts))
+    decoded = _decode_all(folder, list(texts), height, problems, progress)
 
     for name, text in texts.items():
         width = decoded[name].image.shape[1] if name in decoded else None
@@ -146,6 +133,25 @@ def read_samples(
     left_out = {problem.file for problem in problems}
     samples = [Sample(n, texts[n], d.image, d.digest) for n, d in decoded.items() if n not in left_out]
     return samples, sorted(problems, key=lambda p: (not p.fatal, p.kind, p.file)), _facts(texts, decoded)
+
+
+def read_images(
+    folder: Path, height: int, progress: Callable[[int, int], object] | None = None
+) -> tuple[list[Sample], list[Problem]]:
+    """Return the images of a folder's top level as samples without a text, and those that cannot be read or are copies.
+
+    No file name and no labels.csv is taken for a label.
+
+    Raises:
+        DataError: if there is no such folder, or it holds no images.
+    """
+    _refuse_unreadable(folder)
+    problems: list[Problem] = []
+    texts = dict.fromkeys(_named_texts(folder, problems), "")
+    decoded = _decode_all(folder, list(texts), height, problems, progress)
+    problems += _copies({name: "" for name in decoded}, decoded)
+    left_out = {problem.file for problem in problems}
+    return [Sample(n, "", d.image, d.digest) for n, d in decoded.items() if n not in left_out], problems
 
 
 def split(samples: Sequence[Sample], seed: int) -> Split:
@@ -165,7 +171,7 @@ def split(samples: Sequence[Sample], seed: int) -> Split:
         )
     sides: dict[str, list[Sample]] = {"training": [], "validation": [], "test": []}
     for sample in samples:
-        number = int(hashlib.sha256(f"{seed}:{sample.text}".encode()).hexdigest()[:16], 16) / 2**64
+        number = share(seed, sample.text)
         in_training, in_validation = number < TRAIN_SHARE, number < TRAIN_SHARE + VALIDATION_SHARE
         sides["training" if in_training else "validation" if in_validation else "test"].append(sample)
     for side, members in sides.items():
@@ -175,6 +181,11 @@ def split(samples: Sequence[Sample], seed: int) -> Split:
                 "add images or take another seed"
             )
     return Split(sides["training"], sides["validation"], sides["test"])
+
+
+def share(seed: int, name: str) -> float:
+    """Return a number from 0 to 1, evenly spread, that follows from the seed and the name alone."""
+    return int(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:16], 16) / 2**64
 
 
 def digest(samples: Iterable[Sample]) -> str:
@@ -231,6 +242,34 @@ def format_facts(facts: Facts) -> str:
 
 def _visible(character: str) -> str:
     return character if character.isprintable() and not character.isspace() else repr(character)
+
+
+def _refuse_unreadable(folder: Path) -> None:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"{folder}: you may not read this folder")
+
+
+def _decode_all(
+    folder: Path,
+    names: Sequence[str],
+    height: int,
+    problems: list[Problem],
+    progress: Callable[[int, int], object] | None,
+) -> dict[str, _Decoded]:
+    """Return the readable images by name, noting the others."""
+    decoded: dict[str, _Decoded] = {}
+    with ThreadPoolExecutor() as pool:  # OpenCV lets other threads run while it decodes
+        results = pool.map(lambda name: _decode(folder / name, height), names)
+        for done, (name, result) in enumerate(zip(names, results, strict=True), start=1):
+            if isinstance(result, str):
+                problems.append(Problem(name, "unreadable image", result, fatal=True))
+            else:
+                decoded[name] = result
+            if progress:
+                progress(done, len(names))
+    return decoded
 
 
 def _named_texts(folder: Path, problems: list[Problem]) -> dict[str, str]:

@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,15 @@ from captcha.pictures import confusion_figure, learning_curves, prediction_grid
 from captcha.recognizer import Decoder, Reading, Recognizer, save_recognizer
 from captcha.registry import LOGGED_MODEL, WEIGHTS_FILE, WEIGHTS_FOLDER, TrainedModel, tracked_run
 from captcha.styles import load_style
-from captcha.training import EpochResult, TrainingError, choose_device, diagnosis, torch_recognizer, train_epochs
+from captcha.training import (
+    EpochResult,
+    TrainingError,
+    choose_device,
+    diagnosis,
+    shuffled_batches,
+    torch_recognizer,
+    train_epochs,
+)
 from captcha.vocabulary import Vocabulary
 
 DRAWN_IMAGES = 2500
@@ -80,39 +88,68 @@ def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
         TrainingError: the model to go on from is of another kind, the training cannot go on, or the exported model
             does not agree with the trained one.
     """
-    with tracked_run(f"{config.backbone} on {_short_name(config.data)}, seed {config.seed}") as run:
-        trained_before = _trained_before(config)
+    with tracked_run(f"{config.backbone} on {short_name(config.data)}, seed {config.seed}") as run:
+        before = trained_before(config)
         split = load_split(config, echo)
-        vocabulary = _vocabulary(config, split, echo)
-        _log_inputs(config, split, vocabulary)
-        device = choose_device()
-        echo(
-            f"training {config.backbone} on {device}: {len(split.train)} images, {len(split.validation)} for "
-            f"validation, {len(split.test)} for the test, {len(vocabulary.characters)} characters"
-        )
-        start = _start(config, trained_before, vocabulary, echo) if trained_before else None
-        model, results = _fit(config, split, vocabulary, echo, start)
-        with tempfile.TemporaryDirectory() as temporary:
-            weights_file = Path(temporary) / WEIGHTS_FILE  # first: what was trained is not lost, whatever comes
-            save_file(dict(model.state_dict()), weights_file)
-            mlflow.log_artifact(str(weights_file), WEIGHTS_FOLDER)
-            folder = Path(temporary) / serving.ARTIFACT
-            digests = save_recognizer(folder, to_onnx(model, config.height), vocabulary, config.height)
-            recognizer = Recognizer.load(folder)
-            trained = torch_recognizer(model, vocabulary, config.height)
-            if difference := disagreement(trained, recognizer, split.validation):
-                raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
-            digests[WEIGHTS_FILE] = hashlib.sha256(weights_file.read_bytes()).hexdigest()
-            mlflow.set_tags({f"sha256.{name}": digest for name, digest in digests.items()})
-            tested = evaluation.evaluate(recognizer, split.test)
-            _log_test(tested, results)
-            example, content = _example(config, split.test[0])
-            serving.log_model(LOGGED_MODEL, folder, content)
+        example = example_of(config, split.test[0])
+        tested = learn(config, split, before, example, echo)
         name, version, message = registry.register(run.info.run_id, config.name)
-    return TrainOutcome(run.info.run_id, tested.figures(), name, version, message, example)
+    return TrainOutcome(run.info.run_id, tested.figures(), name, version, message, os.path.relpath(example))
 
 
-def _trained_before(config: TrainConfig) -> TrainedModel | None:
+def learn(config: TrainConfig, split: Split, before: TrainedModel | None, example: Path, echo: Echo) -> Evaluation:
+    """Train on a split in the active run, log all that comes of it, and return what the model reads of the test part.
+
+    Raises:
+        TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
+    """
+    vocabulary = _vocabulary(config, split, echo)
+    log_inputs(config, split, vocabulary)
+    echo(
+        f"training {config.backbone} on {choose_device()}: {len(split.train)} images, {len(split.validation)} for "
+        f"validation, {len(split.test)} for the test, {len(vocabulary.characters)} characters"
+    )
+    start = start_from(config, before, vocabulary, echo) if before else None
+    model, results = fit(config, split, vocabulary, echo, start)
+    log_weights(model)
+    tested = log_recognizer(model, vocabulary, config.height, split, example)
+    assert tested  # a split has a test part
+    mlflow.log_figure(learning_curves(results), "learning_curves.png")
+    return tested
+
+
+def log_weights(model: Crnn) -> str:
+    """Log the weights that a training can go on from, and return their sha256."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / WEIGHTS_FILE
+        save_file(dict(model.state_dict()), file)
+        mlflow.log_artifact(str(file), WEIGHTS_FOLDER)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    mlflow.set_tag(f"sha256.{WEIGHTS_FILE}", digest)
+    return digest
+
+
+def log_recognizer(model: Crnn, vocabulary: Vocabulary, height: int, split: Split, example: Path) -> Evaluation | None:
+    """Export the model, check it on the validation images, test it where there are test images, and log it.
+
+    Raises:
+        TrainingError: the exported model does not agree with the trained one.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / serving.ARTIFACT
+        digests = save_recognizer(folder, to_onnx(model, height), vocabulary, height)
+        recognizer = Recognizer.load(folder)
+        if difference := disagreement(torch_recognizer(model, vocabulary, height), recognizer, split.validation):
+            raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
+        mlflow.set_tags({f"sha256.{name}": digest for name, digest in digests.items()})
+        tested = evaluation.evaluate(recognizer, split.test) if split.test else None
+        if tested:
+            log_test(tested)
+        serving.log_model(LOGGED_MODEL, folder, example.read_bytes())
+    return tested
+
+
+def trained_before(config: TrainConfig) -> TrainedModel | None:
     """Return the model that the training goes on from, None where it starts from scratch.
 
     Raises:
@@ -130,8 +167,12 @@ def _trained_before(config: TrainConfig) -> TrainedModel | None:
     return found
 
 
-def _start(config: TrainConfig, found: TrainedModel, vocabulary: Vocabulary, echo: Echo) -> Start:
-    """Return the weights to go on from; log where they come from and say what is new to them."""
+def start_from(config: TrainConfig, found: TrainedModel, vocabulary: Vocabulary, echo: Echo) -> Start:
+    """Return the weights to go on from; log where they come from and say what is new to them.
+
+    Raises:
+        TrainingError: they are damaged.
+    """
     try:
         start = Start(load(found.weights), found.vocabulary)
     except SafetensorError as error:
@@ -156,24 +197,28 @@ def _may_have_learned_the_test(config: TrainConfig, found: TrainedModel) -> bool
     return same_folder and not (config.test_data is None and found.test_data == "none" and found.seed == config.seed)
 
 
-def _fit(
-    config: TrainConfig, split: Split, vocabulary: Vocabulary, echo: Echo, start: Start | None = None
+def fit(
+    config: TrainConfig,
+    split: Split,
+    vocabulary: Vocabulary,
+    echo: Echo,
+    start: Start | None = None,
+    keep_last: bool = False,
 ) -> tuple[Crnn, list[EpochResult]]:
-    """Return the model of the best epoch, on the CPU, and the results of all epochs, each logged as it came."""
+    """Return the model of the best epoch, on the CPU, and the results of all epochs, each logged as it came.
+
+    keep_last: the last epoch's in place of the best one's, where validation cannot tell.
+    """
     results: list[EpochResult] = []
     weights: dict[str, torch.Tensor] = {}
-    batches = None
-    if config.drawn_style:
-        held_back = {sample.text for sample in [*split.validation, *split.test]}
-        batches = endless_batches(drawn_samples(config, held_back), config.batch_size, start=DRAWN_IMAGES)
-    for result in train_epochs(config, split, vocabulary, _progress, batches, start):
+    for result in train_epochs(config, split, vocabulary, _progress, _batches(config, split), start):
         results.append(result)
         if start and result.epoch == 0:
             echo(f"before training it reads {result.validation.exact_match:.2%} of the validation images")
         if result.epoch == 0:
             mlflow.log_params({"model_parameters": sum(p.numel() for p in result.model.parameters())})
         _log_epoch(config, result, echo)
-        if result.chosen:
+        if result.chosen or keep_last:
             weights = {key: value.detach().cpu().clone() for key, value in result.model.state_dict().items()}
             best_epoch = result.epoch
         if result.epoch == config.epochs // 3:
@@ -183,6 +228,18 @@ def _fit(
     model = results[-1].model.cpu().to(memory_format=torch.contiguous_format)
     model.load_state_dict(weights)
     return model, results
+
+
+def _batches(config: TrainConfig, split: Split) -> Iterator[list[Sample]] | None:
+    """Return batches without end of drawn images, or half of them drawn; None where the folder's are all."""
+    if not (config.drawn_style or config.drawn):
+        return None
+    drawn = drawn_samples(config, {sample.text for sample in [*split.validation, *split.test]})
+    if config.drawn_style:
+        return endless_batches(drawn, config.batch_size, start=DRAWN_IMAGES)
+    half = config.batch_size // 2
+    real = shuffled_batches(split.train, config.batch_size - half, torch.Generator().manual_seed(config.seed))
+    return (a + b for a, b in zip(real, endless_batches(drawn, half, start=0), strict=True))
 
 
 def _warn(warning: str | None, echo: Echo) -> None:
@@ -197,11 +254,11 @@ def evaluate(folder: str, model: str, echo: Echo) -> dict[str, float]:
         DataError: the folder has problems; all of them are echoed first.
     """
     recognizer = registry.load_recognizer(model)
-    samples = _read_folder(folder, recognizer.height, None, echo)
-    with tracked_run(f"evaluate {_short_name(folder)}"):
-        _log_missing_params({"data": folder, "model": model, "test_digest": data.digest(samples)})
+    samples = read_folder(folder, recognizer.height, None, echo)
+    with tracked_run(f"evaluate {short_name(folder)}"):
+        log_missing_params({"data": folder, "model": model, "test_digest": data.digest(samples)})
         tested = evaluation.evaluate(recognizer, samples)
-        _log_test(tested, [])
+        log_test(tested)
     return tested.figures()
 
 
@@ -232,9 +289,9 @@ def load_split(config: TrainConfig, echo: Echo) -> Split:
         endless = drawn_samples(config)
         samples = [endless[i] for i in range(DRAWN_IMAGES)]
     else:
-        samples = _read_folder(config.data, config.height, vocabulary, echo)
+        samples = read_folder(config.data, config.height, vocabulary, echo)
     fixed = [
-        _read_folder(folder, config.height, vocabulary, echo) if folder else None
+        read_folder(folder, config.height, vocabulary, echo) if folder else None
         for folder in (config.val_data, config.test_data)
     ]
     if fixed == [None, None]:
@@ -257,19 +314,29 @@ def drawn_samples(config: TrainConfig, without: Collection[str] = frozenset()) -
         StyleError: there is no such style.
         ValueError: no font can draw it.
     """
-    style = load_style(config.drawn_style or "")
+    style = load_style(config.drawn_style or config.drawn or "")
     fonts, _ = synthesis.fonts_for(style, synthesis.default_fonts())
     return DrawnSamples(style, fonts, config.height, config.seed, without)
 
 
-def _read_folder(folder: str, height: int, vocabulary: Vocabulary | None, echo: Echo) -> list[Sample]:
+def read_folder(
+    folder: str, height: int, vocabulary: Vocabulary | None, echo: Echo, labelled: bool = True
+) -> list[Sample]:
+    """Return the samples of a folder, resized to the height, while a bar shows how far it is.
+
+    Raises:
+        DataError: the folder has problems; all of them are echoed first.
+    """
     with tqdm(desc=f"reading {folder}", unit="image", disable=None, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        samples, problems, _ = data.read_samples(Path(folder), height, vocabulary, FRAME_STRIDE, progress)
+        if labelled:
+            samples, problems, _ = data.read_samples(Path(folder), height, vocabulary, FRAME_STRIDE, progress)
+        else:
+            samples, problems = data.read_images(Path(folder), height, progress)
     _refuse(problems, echo)
     return samples
 
@@ -284,10 +351,11 @@ def _refuse(problems: Sequence[data.Problem], echo: Echo) -> None:
 
 
 def _vocabulary(config: TrainConfig, split: Split, echo: Echo) -> Vocabulary:
-    """Return the configured vocabulary, or that of the training labels."""
+    """Return the configured vocabulary, or that of the training labels and of the style drawn beside them."""
     if config.vocabulary:
         return Vocabulary(config.vocabulary)
-    vocabulary = Vocabulary.from_texts(sample.text for sample in split.train)
+    drawn = [load_style(config.drawn).alphabet] if config.drawn else []
+    vocabulary = Vocabulary.from_texts([*(sample.text for sample in split.train), *drawn])
     unseen = Counter(c for s in [*split.validation, *split.test] for c in vocabulary.missing(s.text))
     if unseen:
         listed = " ".join(sorted(unseen))
@@ -299,11 +367,12 @@ def _progress(steps: "range") -> "tqdm[int]":
     return tqdm(steps, unit="step", disable=None, leave=False)
 
 
-def _log_inputs(config: TrainConfig, split: Split, vocabulary: Vocabulary) -> None:
+def log_inputs(config: TrainConfig, split: Split, vocabulary: Vocabulary) -> None:
+    """Log the settings, what follows from them, and the data sets as MLflow's inputs."""
     sides = {"train": split.train, "validation": split.validation, "test": split.test}
     digests = {side: data.digest(samples) for side, samples in sides.items()}
     settings = {key: "none" if value is None else value for key, value in config.model_dump().items()}
-    _log_missing_params(
+    log_missing_params(
         {
             **settings,
             **{f"{side}_images": len(samples) for side, samples in sides.items()},
@@ -317,7 +386,7 @@ def _log_inputs(config: TrainConfig, split: Split, vocabulary: Vocabulary) -> No
     folders = {"train": None, "validation": config.val_data, "test": config.test_data}
     for side, fixed in folders.items():
         folder = fixed or config.data
-        dataset = MetaDataset(_source(folder), name=f"{_short_name(folder)}-{side}", digest=digests[side])  # type: ignore[abstract]
+        dataset = MetaDataset(_source(folder), name=f"{short_name(folder)}-{side}", digest=digests[side])  # type: ignore[abstract]
         mlflow.log_input(dataset, context=side)
 
 
@@ -328,7 +397,7 @@ def _source(folder: str) -> DatasetSource:
     return source
 
 
-def _log_missing_params(params: dict[str, object]) -> None:
+def log_missing_params(params: Mapping[str, object]) -> None:
     """Log what the run does not have yet: `mlflow run` has logged some, and refuses a change in their spelling."""
     run = mlflow.active_run()
     known = mlflow.get_run(run.info.run_id).data.params if run else {}
@@ -355,7 +424,8 @@ def _log_epoch(config: TrainConfig, result: EpochResult, echo: Echo) -> None:
         mlflow.log_image(prediction_grid(validation), key="val/predictions", step=result.epoch)
 
 
-def _log_test(tested: Evaluation, results: Sequence[EpochResult]) -> None:
+def log_test(tested: Evaluation) -> None:
+    """Log the figures of a test, every prediction, the confusions and a picture."""
     metrics = {f"test/{key}": value for key, value in tested.figures().items()}
     repeats = tested.with_repeats()
     if repeats.samples:
@@ -379,23 +449,21 @@ def _log_test(tested: Evaluation, results: Sequence[EpochResult]) -> None:
     mlflow.log_table(pd.DataFrame(rows, columns=["label", "prediction", "count"]), "test_confusion.json")
     mlflow.log_figure(confusion_figure(tested), "test_confusion.png")
     mlflow.log_image(prediction_grid(tested), artifact_file="test_predictions.png")
-    if results:
-        mlflow.log_figure(learning_curves(results), "learning_curves.png")
 
 
-def _example(config: TrainConfig, sample: Sample) -> tuple[str, bytes]:
-    """Return the path of an image to try the model on, and its content; a drawn one is written beside the runs."""
+def example_of(config: TrainConfig, sample: Sample) -> Path:
+    """Return the path of an image to try the model on; a drawn one is written beside the runs."""
     folder = config.test_data or config.data
     if config.drawn_style is None or config.test_data:
-        path = Path(folder) / sample.name
-    else:
-        path = project_root() / "mlruns" / f"example-{sample.text.replace('/', '_')}.png"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", sample.image[:, :, ::-1])[1].tobytes())
-    return os.path.relpath(path), path.read_bytes()
+        return Path(folder) / sample.name
+    path = project_root() / "mlruns" / f"example-{sample.text.replace('/', '_')}.png"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", sample.image[:, :, ::-1])[1].tobytes())
+    return path
 
 
-def _short_name(folder: str) -> str:
+def short_name(folder: str) -> str:
+    """Return the last part of a folder's path, or draw:STYLE as it is."""
     return folder if folder.startswith("draw:") else Path(folder).resolve().name
 
 

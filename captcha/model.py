@@ -26,7 +26,7 @@ BLANK_PRIOR = 0.75
 """Probability of the blank in a frame, about, before training."""
 
 LOGIT_LIMIT = 15.0
-"""Logits end below it on both sides: e^-30 is unlikely enough, and what is larger, single precision cannot hold to 1e-4."""
+"""Logits lie between minus and plus this: e^-30 is unlikely enough, and single precision holds such logits to 1e-4."""
 
 
 class PretrainedError(ValueError):

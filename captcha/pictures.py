@@ -1,6 +1,7 @@
 """What a person would rather look at than read: predictions, learning curves, confusions."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,14 +14,15 @@ from captcha.images import Image
 from captcha.metrics import character_confusion
 from captcha.training import EpochResult
 
-RIGHT, WRONG = "#1a7f37", "#cf222e"
+RIGHT, WRONG, UNKNOWN = "#1a7f37", "#cf222e", "#57606a"
 COLUMNS = 4
 
 
 def prediction_grid(evaluation: Evaluation, shown: int = 32) -> Image:
     """Return one picture (H, W, 3) of the first samples, each over its label, what was read and how surely.
 
-    What was read wrongly stands in red behind a cross, and shows the label it should have been.
+    What was read wrongly stands in red behind a cross, and shows the label it should have been. Without a label,
+    nothing but the reading stands there.
     """
     pairs = list(zip(evaluation.samples, evaluation.readings, strict=True))[:shown]
     rows = -(-len(pairs) // COLUMNS)
@@ -29,8 +31,11 @@ def prediction_grid(evaluation: Evaluation, shown: int = 32) -> Image:
         right = sample.text == reading.text
         read = reading.text or "(nothing)"
         title = f"✓ {read}" if right else f"✗ {read} ≠ {sample.text}"
+        colour = RIGHT if right else WRONG
+        if not sample.text:
+            title, colour = read, UNKNOWN
         axes.imshow(sample.image)
-        axes.set_title(_plain(f"{title}  {reading.confidence:.0%}"), color=RIGHT if right else WRONG, fontsize=10)
+        axes.set_title(_plain(f"{title}  {reading.confidence:.0%}"), color=colour, fontsize=10)
     for axes in figure.axes:
         axes.axis("off")
     return _rendered(figure)
@@ -68,6 +73,47 @@ def confusion_figure(evaluation: Evaluation, shown: int = 20) -> Figure:
     else:
         axes.text(0.5, 0.5, "no character was read wrongly", ha="center", va="center", color=RIGHT)
         axes.axis("off")
+    return figure
+
+
+@dataclass(frozen=True)
+class BudgetPoint:
+    """Exact match after trainings with so many labels: `right` of `n` images, with its interval."""
+
+    arm: str
+    labels: int
+    right: int
+    n: int
+    low: float
+    high: float
+    seconds: float
+    """Of one training, on average."""
+
+
+def budget_figure(points: Sequence[BudgetPoint]) -> Figure:
+    """Return a figure of exact match against the number of labels, a curve with intervals for each arm."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for arm in dict.fromkeys(point.arm for point in points):
+        curve = sorted((point for point in points if point.arm == arm), key=lambda point: point.labels)
+        matches = [point.right / point.n for point in curve]
+        below = [match - point.low for match, point in zip(matches, curve, strict=True)]
+        above = [point.high - match for match, point in zip(matches, curve, strict=True)]
+        axes.errorbar(
+            [point.labels for point in curve],
+            matches,
+            (below, above),
+            marker="o",
+            capsize=3,
+            label=arm.replace("_", " "),
+        )
+    counts = sorted({point.labels for point in points})
+    axes.set_xscale("symlog", linthresh=10)  # 0 labels stand on it too
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set(xlabel="labels", ylabel="exact match, 95 % interval", ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend()
     return figure
 
 

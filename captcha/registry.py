@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import mlflow
 from mlflow import MlflowClient
@@ -18,7 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from captcha import serving
-from captcha.config import CHAMPION, EXPERIMENT_NAME, MODEL_NAME_PATTERN, project_root
+from captcha.config import CHAMPION, EXPERIMENT_NAME, MODEL_NAME_PATTERN, Backbone, project_root
 from captcha.recognizer import MODEL_FILE, Recognizer
 from captcha.vocabulary import Vocabulary
 
@@ -63,17 +64,19 @@ def _make_database(database: Path) -> None:
 
 
 @contextlib.contextmanager
-def tracked_run(run_name: str) -> Iterator[Run]:
+def tracked_run(run_name: str, nested: bool = False) -> Iterator[Run]:
     """Start a run, or go on with the one that `mlflow run` has made; end it FINISHED, FAILED or KILLED.
 
-    Standing alone, runs go to the experiment `captcha`.
+    Standing alone, runs go to the experiment `captcha`; nested ones stand under the active run, which has the system
+    metrics of them all.
     """
-    connect()
-    _leave_unusable_run()
-    if "MLFLOW_RUN_ID" not in os.environ:
-        _set_experiment()
+    if not nested:
+        connect()
+        _leave_unusable_run()
+        if "MLFLOW_RUN_ID" not in os.environ:
+            _set_experiment()
     try:
-        yield mlflow.start_run(run_name=run_name, log_system_metrics=True)
+        yield mlflow.start_run(run_name=run_name, nested=nested, log_system_metrics=not nested)
     except (KeyboardInterrupt, SystemExit):
         _end_run("KILLED")
         raise
@@ -117,7 +120,7 @@ def _leave_unusable_run() -> None:
 
 
 def load_recognizer(model_uri: str) -> Recognizer:
-    """Return the recognizer inside a registered or logged model: the one that its server reads with.
+    """Return the recognizer inside a registered model, or that of runs:/RUN_ID: the one that its server reads with.
 
     Raises:
         RegistryError: if there is no such model.
@@ -126,7 +129,11 @@ def load_recognizer(model_uri: str) -> Recognizer:
     connect()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
+            source = model_uri
+            if match := re.fullmatch(r"runs:/(\w+)", model_uri):
+                client = MlflowClient()
+                source = f"models:/{_logged_model(client, client.get_run(match[1])).model_id}"
+            path = Path(mlflow.artifacts.download_artifacts(source, dst_path=folder))
         except (MlflowException, OSError) as error:
             raise RegistryError(f"{model_uri}: {_first_line(error)}; train one first, or name another") from None
         return Recognizer.load(path / "artifacts" / serving.ARTIFACT)
@@ -139,7 +146,7 @@ class TrainedModel:
     uri: str
     """models:/NAME/VERSION, also where an alias was asked for, or runs:/RUN_ID."""
     run_id: str
-    backbone: str
+    backbone: Backbone
     height: int
     vocabulary: Vocabulary
     data: str
@@ -179,7 +186,7 @@ def load_trained(uri: str) -> TrainedModel:
         return TrainedModel(
             uri=resolved,
             run_id=run_id,
-            backbone=params["backbone"],
+            backbone=cast(Backbone, params["backbone"]),
             height=int(params["height"]),
             vocabulary=Vocabulary(params["vocabulary_used"]),
             data=_data(run),
@@ -259,6 +266,8 @@ def _promote(client: MlflowClient, name: str, version: ModelVersion) -> str:
         client.set_registered_model_alias(name, CHAMPION, number)
         return f"{name} version {number} registered, the first {CHAMPION}"
     before, now = champion.tags, version.tags
+    if "exact_match" not in now:
+        return f"{name} version {number} registered; version {champion.version} stays {CHAMPION}: no labels to test on"
     if before.get("test_digest") != now.get("test_digest"):
         reason = f"version {champion.version} stays {CHAMPION}: the two were tested on different images"
     elif float(now["exact_match"]) > float(before["exact_match"]):
@@ -282,21 +291,31 @@ def _version_tags(run: Run) -> dict[str, str]:
         "backbone": params["backbone"],
         "data": _data(run),
         "vocabulary": params["vocabulary_used"],
+        **_test_tags(params, metrics),
+        "onnx_sha256": tags[f"sha256.{MODEL_FILE}"],
+        **({"init": params["init_used"]} if "init_used" in params else {}),
+    }
+
+
+def _test_tags(params: dict[str, str], metrics: dict[str, float]) -> dict[str, str]:
+    if "test/exact_match" not in metrics:  # adapted to images without labels
+        return {}
+    return {
         "exact_match": f"{metrics['test/exact_match']:.4f}",
         "cer": f"{metrics['test/cer']:.4f}",
         "test_images": f"{metrics['test/n']:.0f}",
         "test_digest": params["test_digest"],
-        "onnx_sha256": tags[f"sha256.{MODEL_FILE}"],
-        **({"init": params["init_used"]} if "init_used" in params else {}),
     }
 
 
 def _version_description(run: Run) -> str:
     params, metrics = run.data.params, run.data.metrics
     start = f" going on from {params['init_used']}," if "init_used" in params else ""
+    trained = f"{params['backbone']}{start} trained on `{_data(run)}`, seed {params['seed']}"
+    if "test/exact_match" not in metrics:
+        return f"{trained}: not tested, there were no labels."
     return (
-        f"{params['backbone']}{start} trained on `{_data(run)}`, seed {params['seed']}: "
-        f"exact match {metrics['test/exact_match']:.2%} "
+        f"{trained}: exact match {metrics['test/exact_match']:.2%} "
         f"({metrics['test/exact_match_low']:.2%} to {metrics['test/exact_match_high']:.2%}) "
         f"on {metrics['test/n']:.0f} test images that training never saw."
     )

@@ -123,7 +123,7 @@ def train_epochs(
     ramp, warm_up = AUGMENTATION_RAMP * steps, min(WARM_UP_STEPS, steps // 10 + 1)
     landing = max(1, config.epochs // LANDING_PART)
     optimizer = _optimizer(model, config.learning_rate)
-    batches = batches or _batches(split.train, config.batch_size, order)
+    batches = batches or shuffled_batches(split.train, config.batch_size, order)
     recognizer = torch_recognizer(average, vocabulary, config.height)
 
     validation = evaluate(recognizer, split.validation)
@@ -239,7 +239,7 @@ def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
-def _batches(samples: Sequence[Sample], size: int, generator: Generator) -> Iterator[list[Sample]]:
+def shuffled_batches(samples: Sequence[Sample], size: int, generator: Generator) -> Iterator[list[Sample]]:
     """Yield batches for ever; each sample comes once before any comes again."""
     batch: list[Sample] = []
     while True:

@@ -48,7 +48,7 @@ def _keep_signal_handler() -> Any:
     signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "predict", "register", "check"])
+@pytest.mark.parametrize("command", ["", "train", "adapt", "budget", "evaluate", "predict", "register", "check"])
 def test_help_imports_nothing_heavy(command: str) -> None:
     code = f"""
 import sys

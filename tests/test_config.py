@@ -2,10 +2,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from captcha import config
-from captcha.config import TrainConfig, project_root
+from captcha.config import AdaptConfig, BudgetConfig, TrainConfig, project_root
 
 
 def test_the_defaults_are_valid_and_drawn_images_need_no_folder() -> None:
@@ -15,8 +15,9 @@ def test_the_defaults_are_valid_and_drawn_images_need_no_folder() -> None:
     assert TrainConfig(data="captchas/draw:me").drawn_style is None
 
 
-def test_every_setting_is_explained() -> None:
-    for name, field in TrainConfig.model_fields.items():
+@pytest.mark.parametrize("settings", [TrainConfig, AdaptConfig, BudgetConfig])
+def test_every_setting_is_explained(settings: type[BaseModel]) -> None:
+    for name, field in settings.model_fields.items():
         assert field.description, name
 
 
@@ -84,3 +85,28 @@ def test_the_project_root_holds_mlproject_else_it_is_the_working_folder(
     monkeypatch.setattr(config, "__file__", str(installed))
     monkeypatch.chdir(tmp_path)
     assert project_root() == tmp_path
+
+
+def test_the_numbers_of_labels_are_sorted_and_all_comes_last() -> None:
+    assert BudgetConfig(data="d", labels="25,all,0,100,25").counts == [0, 25, 100, None]
+    assert BudgetConfig(data="d").counts == [0, 10, 25, 50, 100, 250, None]
+
+
+@pytest.mark.parametrize("labels", ["", "ten", "10,,20", "-5", "1", "1.5", "all of them"])
+def test_numbers_of_labels_that_cannot_be_are_refused(labels: str) -> None:
+    with pytest.raises(ValidationError, match="is no number of labels"):
+        BudgetConfig(data="d", labels=labels)
+
+
+def test_drawn_images_stand_beside_a_folders_not_beside_drawn_ones() -> None:
+    assert TrainConfig(data="d", drawn="kaptcha").drawn == "kaptcha"
+    assert TrainConfig(data="d", drawn="none").drawn is None
+    with pytest.raises(ValidationError, match="drawn beside a folder's images"):
+        TrainConfig(drawn="kaptcha")
+    with pytest.raises(ValidationError, match="must be 2 or more"):
+        TrainConfig(data="d", drawn="kaptcha", batch_size=1)
+
+
+def test_a_start_for_the_trainings_with_drawn_images_needs_their_style() -> None:
+    with pytest.raises(ValidationError, match="name their style"):
+        BudgetConfig(data="d", init="runs:/1", drawn="none")

@@ -242,7 +242,7 @@ def test_the_weights_kept_are_those_of_the_last_epoch_chosen_and_the_end_is_diag
     monkeypatch.setattr(experiment, "train_epochs", improve_once)
     lines: list[str] = []
     with tracked_run("a training") as run:
-        kept, results = experiment._fit(asked, split, Vocabulary("0123456789"), lines.append)
+        kept, results = experiment.fit(asked, split, Vocabulary("0123456789"), lines.append)
     assert kept.head.weight.unique().tolist() == [5]
     assert [result.epoch for result in results] == [0, 5, 9]
     assert mlflow.get_run(run.info.run_id).data.metrics["best_epoch"] == 5
@@ -380,7 +380,7 @@ def test_a_model_that_cannot_be_gone_on_from_ends_the_run_before_the_data_is_rea
 def test_weights_of_a_run_without_their_sha256_are_checked_as_they_are_read(trained: Trained) -> None:
     torn = replace(load_trained("models:/two-digits/1"), weights=b"torn")
     with pytest.raises(TrainingError, match=r"^models:/two-digits/1: the weights of run \w+ are damaged: [^\n]*$"):
-        experiment._start(config(), torn, Vocabulary("0"), pytest.fail)
+        experiment.start_from(config(), torn, Vocabulary("0"), pytest.fail)
 
 
 def test_a_person_is_warned_where_no_character_is_known_or_the_test_may_be(
@@ -391,7 +391,7 @@ def test_a_person_is_warned_where_no_character_is_known_or_the_test_may_be(
     def warnings(characters: str, found: TrainedModel = found, **settings: object) -> list[str]:
         lines: list[str] = []
         with tracked_run("a training"):
-            experiment._start(config(**settings), found, Vocabulary(characters), lines.append)
+            experiment.start_from(config(**settings), found, Vocabulary(characters), lines.append)
         return [line[9:] for line in lines if line.startswith("warning: ")]
 
     here, elsewhere = str(folder), str(tmp_path)
@@ -525,7 +525,7 @@ def test_training_on_a_style_is_on_images_drawn_for_it_with_no_text_that_is_held
     monkeypatch.setattr(experiment, "drawn_samples", note_what_is_kept_from)
     monkeypatch.setattr(experiment, "train_epochs", stand_in)
     with tracked_run("a training"):
-        experiment._fit(asked, split, Vocabulary("0123456789"), lambda line: None)
+        experiment.fit(asked, split, Vocabulary("0123456789"), lambda line: None)
     assert len(trained_on) == 12
     assert not {sample.digest for sample in trained_on} & drawn_first
     assert kept_from == [held_back | {sample.text for sample in split.test}]
@@ -567,12 +567,11 @@ def test_a_fixed_part_is_an_input_of_its_own_and_gives_the_example(
     asked = config(data=str(folder), val_data=str(val), test_data=str(test))
     split = load_split(asked, pytest.fail)
     with tracked_run("a training") as run:
-        experiment._log_inputs(asked, split, Vocabulary("0123456789"))
+        experiment.log_inputs(asked, split, Vocabulary("0123456789"))
     names = {part: dataset.name for part, dataset in inputs(mlflow.get_run(run.info.run_id)).items()}
     assert names == {"train": "two digits-train", "validation": "val-validation", "test": "test-test"}
-    path, content = experiment._example(asked, split.test[0])
-    assert Path(path).samefile(test / split.test[0].name)
-    assert content == Path(path).read_bytes()
+    path = experiment.example_of(asked, split.test[0])
+    assert path.samefile(test / split.test[0].name)
 
 
 def test_a_picture_that_is_trained_on_cannot_be_tested_on(folder: Path, other_folders: tuple[Path, Path]) -> None:
@@ -612,3 +611,26 @@ def test_a_label_too_long_for_the_models_frames_is_refused_by_name(folder: Path,
         load_split(config(data=str(long)), lines.append)
     assert f"{label}.png" in lines[0]
     assert "frames" in lines[0]
+
+
+# Drawn images beside a folder's
+
+
+def test_half_of_every_batch_is_drawn_and_every_image_of_the_folder_comes_before_any_comes_again(folder: Path) -> None:
+    asked = config(data=str(folder), drawn="kaptcha", batch_size=9)
+    split = load_split(asked, pytest.fail)
+    batches = experiment._batches(asked, split)
+    assert batches
+    seen: list[str] = []
+    while len(seen) < len(split.train):
+        batch = next(batches)
+        real = [s.digest for s in batch if len(s.text) == 2]
+        assert (len(batch), len(real)) == (9, 5)
+        seen += real
+    assert set(seen[: len(split.train)]) == {s.digest for s in split.train}
+
+
+def test_the_vocabulary_holds_the_characters_that_are_drawn_beside_the_labels(folder: Path) -> None:
+    asked = config(data=str(folder), drawn="kaptcha")
+    found = experiment._vocabulary(asked, load_split(asked, pytest.fail), pytest.fail)
+    assert found.characters == "".join(sorted("0123456789" + "abcdegfynmpwx"))

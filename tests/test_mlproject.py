@@ -97,6 +97,7 @@ def test_main_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "name": "my model",
         "backbone": "resnet18",
         **start,
+        "drawn": "my style.toml",
         "vocabulary": "-a'\"$ {é",
         "height": "48",
         "epochs": "3",

@@ -11,7 +11,7 @@ from captcha import pictures
 from captcha.data import Sample
 from captcha.evaluation import Evaluation
 from captcha.model import Crnn
-from captcha.pictures import confusion_figure, learning_curves, prediction_grid
+from captcha.pictures import BudgetPoint, budget_figure, confusion_figure, learning_curves, prediction_grid
 from captcha.recognizer import Reading
 from captcha.training import EpochResult
 
@@ -130,3 +130,25 @@ def test_confusions_are_bars_from_the_most_frequent_on() -> None:
 def test_no_confusion_is_said_in_words() -> None:
     (axes,) = confusion_figure(made([("ab", "ab")])).axes
     assert [text.get_text() for text in axes.texts] == ["no character was read wrongly"]
+
+
+def test_without_a_label_a_reading_is_neither_right_nor_wrong() -> None:
+    assert green_and_red(prediction_grid(made([("", "abc")] * 4))) == (0, 0)
+
+
+def test_the_budget_has_a_curve_for_each_arm_with_its_points_and_intervals() -> None:
+    points = [
+        BudgetPoint("labels_alone", 100, 60, 80, 0.65, 0.83, 9.0),
+        BudgetPoint("labels_alone", 10, 4, 80, 0.02, 0.12, 9.0),
+        BudgetPoint("with_drawn", 0, 72, 80, 0.81, 0.95, 9.0),
+    ]
+    figure = budget_figure(points)
+    (axes,) = figure.axes
+    alone, drawn_too = axes.containers
+    assert [alone.get_label(), drawn_too.get_label()] == ["labels alone", "with drawn"]
+    assert alone[0].get_xydata().tolist() == [[10, 0.05], [100, 0.75]]
+    assert drawn_too[0].get_xydata().tolist() == [[0, 0.9]]
+    ends = [segment[:, 1].tolist() for segment in alone[2][0].get_segments()]
+    assert ends == [pytest.approx([0.02, 0.12]), pytest.approx([0.65, 0.83])]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "10", "100"]
+    assert drawn(figure).size

@@ -180,13 +180,17 @@ def test_a_run_whose_artifacts_nobody_can_write_is_left_for_one_of_our_own(place
 PARAMS = {"backbone": "compact", "data": "folder", "vocabulary_used": "abc", "seed": "0"}
 
 
-def trained_run(match: float, test_digest: str = "d1") -> str:
-    """Return the id of a run as `experiment.train` leaves one; its logged model is a stand-in without files."""
+def trained_run(match: float | None, test_digest: str = "d1") -> str:
+    """Return the id of a run as `experiment.train` leaves one; its logged model is a stand-in without files.
+
+    Without a match, as a self-training without labels leaves one.
+    """
     with tracked_run("a training") as run:
         model = mlflow.initialize_logged_model(LOGGED_MODEL)
         mlflow.log_params(PARAMS | {"test_digest": test_digest})
-        figures = {"exact_match": match, "exact_match_low": 0.5, "exact_match_high": 0.99, "cer": 0.1, "n": 40}
-        mlflow.log_metrics({f"test/{key}": value for key, value in figures.items()})
+        if match is not None:
+            figures = {"exact_match": match, "exact_match_low": 0.5, "exact_match_high": 0.99, "cer": 0.1, "n": 40}
+            mlflow.log_metrics({f"test/{key}": value for key, value in figures.items()})
         mlflow.set_tag("sha256.model.onnx", "0123")
         MlflowClient().log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
         mlflow.finalize_logged_model(model.model_id, "READY")
@@ -244,6 +248,16 @@ def test_a_champion_is_beaten_on_its_own_test_images_alone(
     assert not is_champion(name, 3 - now)
 
 
+def test_a_version_that_was_not_tested_does_not_take_the_champions_place() -> None:
+    register(trained_run(0.9), "untested")
+    told = "untested version 2 registered; version 1 stays champion: no labels to test on"
+    assert register(trained_run(None), "untested") == ("untested", 2, told)
+    assert champion("untested") == 1
+    version = MlflowClient().get_model_version("untested", "2")
+    assert not {"exact_match", "cer", "test_images", "test_digest"} & version.tags.keys()
+    assert version.description == "compact trained on `folder`, seed 0: not tested, there were no labels."
+
+
 def test_no_version_of_an_unknown_model_is_champion() -> None:
     assert not is_champion("nobody has registered this", 1)
 
@@ -276,7 +290,7 @@ def test_the_registered_recognizer_is_the_one_that_was_logged(tmp_path: Path) ->
         mlflow.set_tag("sha256.model.onnx", "0123")
         info = serving.log_model(LOGGED_MODEL, tmp_path / "recognizer", EXAMPLE)
     register(run.info.run_id, "logged")
-    for uri in ("models:/logged@champion", "models:/logged/1", info.model_uri):
+    for uri in ("models:/logged@champion", "models:/logged/1", f"runs:/{run.info.run_id}", info.model_uri):
         recognizer = load_recognizer(uri)
         assert (recognizer.vocabulary.characters, recognizer.height) == ("a", 16)
         assert [reading.text for reading in recognizer.read([np.zeros((20, 50, 3), np.uint8)])] == [""]

@@ -316,7 +316,7 @@ def test_the_augmentation_grows_to_its_full_strength_and_follows_the_seed_as_the
 ) -> None:
     strengths: list[float] = []
     seeds: list[int] = []
-    batches = training._batches
+    batches = training.shuffled_batches
 
     def note(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
         strengths.append(strength)
@@ -328,7 +328,7 @@ def test_the_augmentation_grows_to_its_full_strength_and_follows_the_seed_as_the
         return batches(samples, size, generator)
 
     monkeypatch.setattr(training, "augment", note)
-    monkeypatch.setattr(training, "_batches", note_order)
+    monkeypatch.setattr(training, "shuffled_batches", note_order)
     monkeypatch.setattr(training, "AUGMENTATION_RAMP", 0.5)
     monkeypatch.setattr(training, "EPOCH_IMAGES", 32)
     run(samples, epochs=1, seed=7)
