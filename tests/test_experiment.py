@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 from captcha import data, experiment, training
 from captcha.config import FRAME_STRIDE, TrainConfig
 from captcha.data import DataError, Sample, Split
-from captcha.endless import DrawnSamples
+from captcha.endless import DrawnSamples, endless_batches
 from captcha.evaluation import Evaluation, disagreement, evaluate
 from captcha.experiment import TrainOutcome, load_split
 from captcha.images import ImageError
@@ -616,7 +617,10 @@ def test_a_label_too_long_for_the_models_frames_is_refused_by_name(folder: Path,
 # Drawn images beside a folder's
 
 
-def test_half_of_every_batch_is_drawn_and_every_image_of_the_folder_comes_before_any_comes_again(folder: Path) -> None:
+def test_half_of_every_batch_is_drawn_and_every_image_of_the_folder_comes_before_any_comes_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "endless_batches", partial(endless_batches, workers=0))  # a process takes seconds
     asked = config(data=str(folder), drawn="kaptcha", batch_size=9)
     split = load_split(asked, pytest.fail)
     batches = experiment._batches(asked, split)
