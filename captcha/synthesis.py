@@ -69,18 +69,25 @@ def draw_one(style: Style, seed: int, index: int, fonts: Sequence[Path]) -> tupl
     """
     rng = np.random.default_rng([seed, index])
     text = _pick_text(rng, style)
-    paper = draw_word(rng, style, text, fonts)
+    papers = draw_letters(rng, style, text, fonts) if style.letter_inks else [draw_word(rng, style, text, fonts)]
     # One after the other: water tears neighbouring pixels apart, sampling between its pixels is not sampling it there.
-    paper = warp(rng, style, paper)
+    papers = warp(rng, style, papers)
+    if style.letter_inks:
+        papers.append(_bare_paper(style))  # for what has the word's ink
     for number in range(style.curves):
         thickness = _pick(rng, style.curve_width)
         control_x = NOISE_X[number % len(NOISE_X)]
-        draw_noise_curve(paper, [complex(style.width * x, style.height * rng.random()) for x in control_x], thickness)
+        draw_noise_curve(
+            papers[-1], [complex(style.width * x, style.height * rng.random()) for x in control_x], thickness
+        )
     ink = _pick_colour(rng, style.ink)
+    inks = [_pick_colour(rng, style.ink) for _ in papers[1:]]
     planes = draw_background(rng, style)
     if style.shadow:
-        planes = _ink_over(planes, _shadow(paper, style.shadow), (0, 0, 0))
-    image = np.asarray(cv2.merge(list(_ink_over(planes, paper, ink).astype(np.uint8))), np.uint8)
+        planes = _ink_over(planes, _shadow(np.minimum.reduce(papers), style.shadow), (0, 0, 0))
+    for paper, colour in zip(papers, [*inks, ink], strict=True):
+        planes = _ink_over(planes, paper, colour)
+    image = np.asarray(cv2.merge(list(planes.astype(np.uint8))), np.uint8)
     draw_lines(rng, style, image, ink)
     draw_dots(rng, style, image, ink)
     if style.border:
@@ -120,6 +127,32 @@ def _colour_ranges(between: tuple[str, str]) -> list[tuple[int, int]]:
 
 def draw_word(rng: Generator, style: Style, text: str, fonts: Sequence[Path]) -> Pixels:
     """Return the paper (H, W) with the word on it before any warp: 255 is bare, 0 is ink.
+
+    Raises:
+        StyleError: the text does not fit.
+    """
+    paper = _bare_paper(style)
+    _draw_text(rng, style, text, fonts, [paper] * len(text))
+    return paper
+
+
+def draw_letters(rng: Generator, style: Style, text: str, fonts: Sequence[Path]) -> list[Pixels]:
+    """Return a paper for each letter of the word that `draw_word` draws.
+
+    Raises:
+        StyleError: the text does not fit.
+    """
+    papers = [_bare_paper(style) for _ in text]
+    _draw_text(rng, style, text, fonts, papers)
+    return papers
+
+
+def _bare_paper(style: Style) -> Pixels:
+    return np.full((style.height, style.width), 255, np.uint8)
+
+
+def _draw_text(rng: Generator, style: Style, text: str, fonts: Sequence[Path], papers: Sequence[Pixels]) -> None:
+    """Draw each letter of a word on its paper (H, W); several may share one.
 
     A word that is too wide is narrowed, one that is too high made smaller.
 
@@ -177,15 +210,13 @@ def draw_word(rng: Generator, style: Style, text: str, fonts: Sequence[Path]) ->
         baseline = round((style.height - bottom - top) / 2)
     pen = round((style.width - sum(widths) - space * (len(text) - 1)) / 2) if left is None else left
 
-    paper = np.full((style.height, style.width), 255, np.uint8)
     shades = _shades(thicker, scale, style.outline)
-    for glyph, (a, b, c, d), width, middle in zip(glyphs, turns, widths, middles, strict=True):
+    for paper, glyph, (a, b, c, d), width, middle in zip(papers, glyphs, turns, widths, middles, strict=True):
         # Side bearings are drawn but do not count, as in Kaptcha; a centred word is centred by its ink.
         bearing = glyph.corner[0] * scale * letter_width if left is not None else 0.0
         transform = (a * letter_width * scale, b * scale, c * letter_width * scale, d * scale)
         glyph.draw(paper, (pen + bearing + width / 2, baseline + middle), transform, shades)
         pen += int(width) + space
-    return paper
 
 
 def _turn(rng: Generator, style: Style) -> Transform:
@@ -352,15 +383,17 @@ def _characters(font: Path) -> frozenset[str]:
         raise ValueError(f"cannot read the font {font}: {error}") from error
 
 
-def warp(rng: Generator, style: Style, paper: Pixels) -> Pixels:
-    """Return the paper after the style's water, ripple and fish eye, in this order."""
+def warp(rng: Generator, style: Style, papers: list[Pixels]) -> list[Pixels]:
+    """Return the papers, all bent alike, after the style's water, ripple and fish eye, in this order."""
     for name, strengths in (("water", style.water), ("ripple", style.ripple)):
         if strength := round(_pick(rng, strengths), 1):
-            paper = _remap(paper, *_fixed_point(name, paper.shape, strength))
+            at = _fixed_point(name, (style.height, style.width), strength)
+            papers = [_remap(paper, *at) for paper in papers]
     if strength := _pick(rng, style.fish_eye):
         centre = (style.width * rng.uniform(0.2, 0.8), style.height * rng.uniform(0.3, 0.7))
-        paper = _remap(paper, *fish_eye_map(paper.shape, centre, strength))
-    return paper
+        x, y = fish_eye_map((style.height, style.width), centre, strength)
+        papers = [_remap(paper, x, y) for paper in papers]
+    return papers
 
 
 def _remap(paper: Pixels, x: NDArray[np.int16 | np.float32], y: NDArray[np.uint16 | np.float32]) -> Pixels:

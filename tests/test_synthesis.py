@@ -388,6 +388,31 @@ def test_colours_lie_between_the_two_given() -> None:
         assert (darkest <= (0x40, 0x50, 0x60)).all()
 
 
+def test_letters_with_their_own_inks_have_one_colour_each_and_no_two_the_same() -> None:
+    word: dict[str, object] = {"texts": ("n8n8",), "spacing": 8}
+    curve = {"curves": 1, "curve_width": 2}
+    inks = {"letter_inks": True, "ink": ("#002040", "#a0c0e0")}
+    for seed in range(8):
+        black = image_of(seed, **word)[:, :, 0]
+        count, labels = cv2.connectedComponents((black < 255).astype(np.uint8))
+        assert count == 5  # the ground and four letters
+        image, crossed = image_of(seed, **word, **inks), image_of(seed, **word, **curve, **inks)
+        on_the_curve = (image_of(seed, **word, **curve)[:, :, 0] == 0) & (black == 255)
+        found = [image[(labels == number) & (black == 0)] for number in range(1, count)] + [crossed[on_the_curve]]
+        for pixels in found:
+            assert len(pixels) > 20
+            assert (pixels == pixels[0]).all()
+            assert (pixels[0] >= (0x00, 0x20, 0x40)).all()
+            assert (pixels[0] <= (0xA0, 0xC0, 0xE0)).all()
+        assert len({tuple(pixels[0]) for pixels in found}) == 5
+
+
+def test_own_inks_of_one_colour_draw_what_a_single_ink_draws() -> None:
+    for others in ({"water": 1, "ripple": 0.5, "shadow": 3}, {"fish_eye": (0.1, 0.8), "rotation": 20, "dots": 5}):
+        own, single = (image_of(spacing=12, letter_inks=own, ink="#205080", **others) for own in (True, False))
+        assert np.array_equal(own, single)
+
+
 def test_lines_cross_the_image_from_side_to_side_in_their_own_colour() -> None:
     image = image_of(lines=3, line_width=2, line_colour="#ff0000")
     red = (image[:, :, 0] == 255) & (image[:, :, 1] < 50)
