@@ -277,7 +277,7 @@ class Glyph:
 
 @cache
 def load_glyph(font: Path, character: str) -> Glyph:
-    """Return a character of a TrueType font, at the size where the font's digits are DIGIT_HEIGHT pixels high."""
+    """Return a character of a font, at the size where the font's digits are DIGIT_HEIGHT pixels high."""
     ink, (pen, baseline) = _render(font, character, measure(font).size)
     left, top, width, height = cv2.boundingRect(ink)
     ink = np.pad(ink[top : top + height, left : left + width], MARGIN * SUPERSAMPLING)
@@ -329,8 +329,8 @@ def _load_face(font: Path) -> cv2.FontFace:
             kind = file.read(4)
     except OSError as error:
         raise ValueError(f"cannot read the font {font}: {error.strerror}") from error
-    if kind not in (b"\0\1\0\0", b"true"):
-        raise ValueError(f"{font} is not a TrueType font")
+    if kind not in (b"\0\1\0\0", b"true", b"OTTO"):
+        raise ValueError(f"{font} is not a TrueType or OpenType font")
     face = cv2.FontFace(str(font))
     face.setInstance(BOLD)  # does nothing to a font of one weight
     return face
@@ -365,7 +365,7 @@ def fonts_for(style: Style, fonts: Sequence[Path]) -> tuple[tuple[Path, ...], di
     usable = tuple(font for font in fonts if not lacking[font])
     if not usable:
         lacks = "; ".join(f"{font.name} lacks {missing}" for font, missing in lacking.items())
-        raise ValueError(f"no font to draw with: {lacks or 'give at least one TrueType file'}")
+        raise ValueError(f"no font to draw with: {lacks or 'give at least one font file'}")
     return usable, {font: missing for font, missing in lacking.items() if missing}
 
 
@@ -378,6 +378,8 @@ def _characters(font: Path) -> frozenset[str]:
         _load_face(font)
     try:
         with TTFont(font, lazy=True) as table:
+            if "glyf" not in table and "CFF " not in table:  # OpenCV would draw its own font
+                raise ValueError(f"{font} has no outlines that can be drawn: neither glyf nor CFF")
             return frozenset(map(chr, table.getBestCmap() or ()))
     except TTLibError as error:
         raise ValueError(f"cannot read the font {font}: {error}") from error

@@ -258,11 +258,11 @@ def test_an_unknown_style_is_answered_with_the_nearest() -> None:
 def test_fonts_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     text = tmp_path / "notes.ttf"
     text.write_text("no font")
-    with pytest.raises(ValueError, match=r"notes\.ttf is not a TrueType font$"):
+    with pytest.raises(ValueError, match=r"notes\.ttf is not a TrueType or OpenType font$"):
         draw("kaptcha", 1, seed=0, fonts=[text])
     with pytest.raises(ValueError, match=r"^cannot read the font .*gone\.ttf: No such file or directory$"):
         draw("kaptcha", 1, seed=0, fonts=[tmp_path / "gone.ttf"])
-    with pytest.raises(ValueError, match="at least one TrueType file"):
+    with pytest.raises(ValueError, match="at least one font file"):
         draw("kaptcha", 1, seed=0, fonts=[])
 
 
@@ -524,6 +524,40 @@ def test_a_font_that_lacks_a_character_is_left_out_and_named(font_without_m: Pat
     with pytest.raises(ValueError, match=r"^no font to draw with: few\.ttf lacks m$"):
         draw(style, 1, seed=0, fonts=[font_without_m])
     assert len(draw(Style(characters="abc"), 1, seed=0, fonts=[font_without_m])) == 1
+
+
+def test_a_font_of_postscript_outlines_is_drawn_as_the_truetype_font_of_the_same_letters(tmp_path: Path) -> None:
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.t2CharStringPen import T2CharStringPen
+    from fontTools.ttLib import TTFont
+
+    font, path = TTFont(FONTS[0]), tmp_path / "few.otf"
+    cmap, glyphs = font.getBestCmap(), font.getGlyphSet()
+    outlines = {}
+    for name in [".notdef", *(cmap[ord(character)] for character in "8nab")]:
+        pen = T2CharStringPen(glyphs[name].width, glyphs)
+        glyphs[name].draw(pen)
+        outlines[name] = pen.getCharString()
+    made = FontBuilder(font["head"].unitsPerEm, isTTF=False)
+    made.setupGlyphOrder(list(outlines))
+    made.setupCharacterMap({ord(character): cmap[ord(character)] for character in "8nab"})
+    made.setupCFF("Few", {}, outlines, {})
+    made.setupHorizontalMetrics({name: font["hmtx"][name] for name in outlines})
+    made.setupHorizontalHeader(ascent=font["hhea"].ascent, descent=font["hhea"].descent)
+    made.setupOS2()
+    made.setupPost()
+    made.save(path)
+    assert path.read_bytes()[:4] == b"OTTO"
+    style = Style(texts=("8nab",), stroke=5)
+    (_, drawn), (_, expected) = (draw(style, 1, seed=0, fonts=[file])[0] for file in (path, FONTS[0]))
+    inked, expected_ink = 255.0 - drawn, 255.0 - expected
+    assert np.minimum(inked, expected_ink).sum() / np.maximum(inked, expected_ink).sum() > 0.9
+
+    without_outlines = TTFont(path)
+    del without_outlines["CFF "]
+    without_outlines.save(tmp_path / "none.otf")
+    with pytest.raises(ValueError, match=r"none\.otf has no outlines that can be drawn: neither glyf nor CFF$"):
+        draw(style, 1, seed=0, fonts=[tmp_path / "none.otf"])
 
 
 def test_fonts_of_packages_are_found_without_importing_them_and_one_that_is_not_there_is_named(
