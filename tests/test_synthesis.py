@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -337,6 +338,16 @@ def test_outlined_letters_have_background_inside_where_filled_ones_have_ink() ->
     assert (outlined[cores > 0] == 255).all()
 
 
+def test_of_a_letter_only_what_lies_on_the_paper_is_drawn() -> None:
+    glyph, shades = synthesis.load_glyph(FONTS[0], "8"), np.where(np.arange(256) < 128, 255, 0).astype(np.uint8)
+    wide, paper = np.full((150, 400), 255, np.uint8), blank_paper()
+    for x, y in ((0, 25), (198, 25), (100, 0), (60, 48), (-90, 25), (290, 25), (100, -40), (100, 90)):
+        glyph.draw(wide, (100 + x, 50 + y), (1.0, 0.0, 0.0, 1.0), shades)
+        glyph.draw(paper, (x, y), (1.0, 0.0, 0.0, 1.0), shades)
+    assert np.array_equal(paper, wide[50:100, 100:300])
+    assert not paper.all()
+
+
 def test_a_turned_letter_is_the_upright_one_turned() -> None:
     """An oracle of its own: the letter is turned back by OpenCV and compared with the upright one."""
     glyph = synthesis.load_glyph(FONTS[0], "n")
@@ -366,6 +377,59 @@ def test_letters_turn_only_where_the_style_says_so() -> None:
     assert left_edge_slants() <= 1
     assert left_edge_slants(rotation=30) > 8
     assert left_edge_slants(shear=0.4) > 8
+
+
+def test_letters_turn_slant_and_bounce_to_both_sides() -> None:
+    seeds = range(12)
+    tops, slants = [], {"rotation": [], "shear": []}  # type: ignore[var-annotated]
+    for seed in seeds:
+        tops.append(
+            int(np.flatnonzero((image_of(seed, texts=("l",), baseline=40, bounce=6) < 128).any(axis=(1, 2)))[0])
+        )
+        for name, strength in (("rotation", 30), ("shear", 0.5)):
+            inked = image_of(seed, texts=("l",), **{name: strength})[:, :, 0] < 128
+            rows = np.flatnonzero(inked.any(axis=1))
+            slants[name].append(int(inked[rows[6]].argmax()) - int(inked[rows[-6]].argmax()))
+    still = int(np.flatnonzero((image_of(texts=("l",), baseline=40) < 128).any(axis=(1, 2)))[0])
+    for moved in (slants["rotation"], slants["shear"], [top - still for top in tops]):
+        assert min(moved) < -1
+        assert max(moved) > 1
+    assert max(abs(top - still) for top in tops) <= 7
+
+
+def test_curves_and_lines_are_as_wide_as_asked_for() -> None:
+    def inked(**settings: object) -> float:
+        return float(np.mean([(255 - image_of(seed, texts=(".",), **settings)).sum() for seed in range(4)]))
+
+    bare = inked()
+    assert inked(curves=1, curve_width=2) - bare == pytest.approx(2 * (inked(curves=1) - bare), rel=0.15)
+    one, five = (inked(lines=1, line_width=width) - bare for width in (1, 5))
+    assert five > 2.5 * one
+
+
+def test_every_length_of_the_range_is_drawn() -> None:
+    assert {len(text) for text, _ in draw(Style(lengths=(1, 3), characters="ab"), 30, seed=0, fonts=FONTS)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("of", [synthesis.water_map, synthesis.ripple_map])
+def test_a_warp_of_half_the_strength_moves_half_as_far(of: Callable[..., NDArray[np.float64]]) -> None:
+    still = np.mgrid[0:50, 0:200][::-1]
+    assert of(SHAPE, 0.5) - still == pytest.approx((of(SHAPE) - still) / 2)
+    assert np.array_equal(of(SHAPE, 0), still)
+
+
+def test_colours_survive_a_jpeg_and_a_blurred_or_shrunk_picture_loses_its_edges() -> None:
+    colours = {"ink": "#c02010", "background": "#f0e0a0"}
+    saved = image_of(jpeg_quality=95, **colours)
+    assert np.abs(saved - image_of(**colours)).mean() < 3
+    assert saved[0, 0] == pytest.approx([0xF0, 0xE0, 0xA0], abs=4)
+
+    def steepest(**settings: object) -> int:
+        return int(np.abs(np.diff(image_of(**settings), axis=1)).max())
+
+    assert steepest() > 200
+    assert steepest(blur=2) < steepest(blur=1) < 180
+    assert steepest(shrink=0.3) < steepest(shrink=0.6) < 240
 
 
 def test_a_shadow_falls_right_and_down_and_is_lighter_than_the_ink() -> None:
