@@ -235,7 +235,7 @@ def draw(
     seed: Annotated[int, typer.Option(min=0, help="the same seed draws the same images")] = DEFAULTS.seed,
     fonts: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", exists=True, file_okay=False, help="draw with the TrueType fonts below it"),
+        typer.Option(metavar="DIR", exists=True, file_okay=False, help="draw with the .ttf and .otf fonts below it"),
     ] = None,
     sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="write a PNG with some of the images")] = None,
     beside: Annotated[

@@ -25,9 +25,9 @@ def fonts_below(folder: Path) -> list[Path]:
     Raises:
         ValueError: if there are none.
     """
-    fonts = sorted(file for file in folder.rglob("*") if file.suffix.lower() == ".ttf" and file.is_file())
+    fonts = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".ttf", ".otf") and file.is_file())
     if not fonts:
-        raise ValueError(f"no fonts below {folder.absolute()}: it needs .ttf files")
+        raise ValueError(f"no fonts below {folder.absolute()}: it needs .ttf or .otf files")
     return fonts
 
 

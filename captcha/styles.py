@@ -73,6 +73,7 @@ class Style(BaseModel):
 
     # The letters
     ink: Colours = ("#000000", "#000000")
+    letter_inks: bool = Field(False, description="each letter takes its own ink; what lies over the word has another")
     digit_height: Annotated[Range, _within(8, 400)] = Field((29, 29), description="of the digit 8; letters follow")
     stroke: Annotated[Range, _within(0.5, 100)] = Field((4.8, 6.8), description="thickness of an upright line")
     letter_width: Annotated[Range, _within(0.3, 3)] = Field((1, 1), description="a letter's width, 1 as in its font")

@@ -29,6 +29,7 @@ DIGIT_HEIGHT = 29.0  # pixels of the 8 in stored glyphs; fonts mean different th
 SUPERSAMPLING = 8  # glyphs are stored this much larger
 MEASURED = "8n"  # what a font is measured by: the height of the first, the left stem of the second
 DISTANCE_STEPS = 42  # stored steps in one pixel: a byte reaches three pixels to each side of the outline
+STORED_DISTANCES = (np.arange(256) - 128) / DISTANCE_STEPS  # pixels, by the byte that stands for them
 MARGIN = 3  # pixels around a glyph's ink, room for a thicker stroke
 SIDE = 5  # pixels that stay free at each side of a word where it can be moved or narrowed
 TIGHTEST = 0.5  # a word that does not fit is made smaller, but not below this part of what the style asks for
@@ -68,18 +69,25 @@ def draw_one(style: Style, seed: int, index: int, fonts: Sequence[Path]) -> tupl
     """
     rng = np.random.default_rng([seed, index])
     text = _pick_text(rng, style)
-    paper = draw_word(rng, style, text, fonts)
+    papers = draw_letters(rng, style, text, fonts) if style.letter_inks else [draw_word(rng, style, text, fonts)]
     # One after the other: water tears neighbouring pixels apart, sampling between its pixels is not sampling it there.
-    paper = warp(rng, style, paper)
+    papers = warp(rng, style, papers)
+    if style.letter_inks:
+        papers.append(_bare_paper(style))  # for what has the word's ink
     for number in range(style.curves):
         thickness = _pick(rng, style.curve_width)
         control_x = NOISE_X[number % len(NOISE_X)]
-        draw_noise_curve(paper, [complex(style.width * x, style.height * rng.random()) for x in control_x], thickness)
+        draw_noise_curve(
+            papers[-1], [complex(style.width * x, style.height * rng.random()) for x in control_x], thickness
+        )
     ink = _pick_colour(rng, style.ink)
+    inks = [_pick_colour(rng, style.ink) for _ in papers[1:]]
     planes = draw_background(rng, style)
     if style.shadow:
-        planes = _ink_over(planes, _shadow(paper, style.shadow), (0, 0, 0))
-    image = np.asarray(cv2.merge(list(_ink_over(planes, paper, ink).astype(np.uint8))), np.uint8)
+        planes = _ink_over(planes, _shadow(np.minimum.reduce(papers), style.shadow), (0, 0, 0))
+    for paper, colour in zip(papers, [*inks, ink], strict=True):
+        planes = _ink_over(planes, paper, colour)
+    image = np.asarray(cv2.merge(list(planes.astype(np.uint8))), np.uint8)
     draw_lines(rng, style, image, ink)
     draw_dots(rng, style, image, ink)
     if style.border:
@@ -91,7 +99,7 @@ def _pick_text(rng: Generator, style: Style) -> str:
     if style.texts:
         return style.texts[int(rng.integers(len(style.texts)))]
     length = _pick_whole(rng, style.lengths)
-    return "".join(style.characters[i] for i in rng.integers(len(style.characters), size=length))
+    return "".join(style.characters[i] for i in rng.integers(len(style.characters), size=length).tolist())
 
 
 def _pick(rng: Generator, between: tuple[float, float]) -> float:
@@ -106,13 +114,45 @@ def _pick_whole(rng: Generator, between: tuple[int, int]) -> int:
 
 def _pick_colour(rng: Generator, between: tuple[str, str]) -> tuple[int, int, int]:
     """Return red, green and blue."""
+    red, green, blue = _colour_ranges(between)
+    return _pick_whole(rng, red), _pick_whole(rng, green), _pick_whole(rng, blue)
+
+
+@lru_cache(maxsize=128)
+def _colour_ranges(between: tuple[str, str]) -> list[tuple[int, int]]:
+    """Return the least and the greatest red, green and blue."""
     one, other = (bytes.fromhex(colour[1:]) for colour in between)
-    red, green, blue = (_pick_whole(rng, (min(pair), max(pair))) for pair in zip(one, other, strict=True))
-    return red, green, blue
+    return [(min(pair), max(pair)) for pair in zip(one, other, strict=True)]
 
 
 def draw_word(rng: Generator, style: Style, text: str, fonts: Sequence[Path]) -> Pixels:
     """Return the paper (H, W) with the word on it before any warp: 255 is bare, 0 is ink.
+
+    Raises:
+        StyleError: the text does not fit.
+    """
+    paper = _bare_paper(style)
+    _draw_text(rng, style, text, fonts, [paper] * len(text))
+    return paper
+
+
+def draw_letters(rng: Generator, style: Style, text: str, fonts: Sequence[Path]) -> list[Pixels]:
+    """Return a paper for each letter of the word that `draw_word` draws.
+
+    Raises:
+        StyleError: the text does not fit.
+    """
+    papers = [_bare_paper(style) for _ in text]
+    _draw_text(rng, style, text, fonts, papers)
+    return papers
+
+
+def _bare_paper(style: Style) -> Pixels:
+    return np.full((style.height, style.width), 255, np.uint8)
+
+
+def _draw_text(rng: Generator, style: Style, text: str, fonts: Sequence[Path], papers: Sequence[Pixels]) -> None:
+    """Draw each letter of a word on its paper (H, W); several may share one.
 
     A word that is too wide is narrowed, one that is too high made smaller.
 
@@ -170,15 +210,13 @@ def draw_word(rng: Generator, style: Style, text: str, fonts: Sequence[Path]) ->
         baseline = round((style.height - bottom - top) / 2)
     pen = round((style.width - sum(widths) - space * (len(text) - 1)) / 2) if left is None else left
 
-    paper = np.full((style.height, style.width), 255, np.uint8)
     shades = _shades(thicker, scale, style.outline)
-    for glyph, (a, b, c, d), width, middle in zip(glyphs, turns, widths, middles, strict=True):
+    for paper, glyph, (a, b, c, d), width, middle in zip(papers, glyphs, turns, widths, middles, strict=True):
         # Side bearings are drawn but do not count, as in Kaptcha; a centred word is centred by its ink.
         bearing = glyph.corner[0] * scale * letter_width if left is not None else 0.0
         transform = (a * letter_width * scale, b * scale, c * letter_width * scale, d * scale)
         glyph.draw(paper, (pen + bearing + width / 2, baseline + middle), transform, shades)
         pen += int(width) + space
-    return paper
 
 
 def _turn(rng: Generator, style: Style) -> Transform:
@@ -193,12 +231,12 @@ def _turn(rng: Generator, style: Style) -> Transform:
 
 def _shades(thicker: float, scale: float, outline: float) -> Pixels:
     """Return the paper's shade (256,) at each stored distance, for letters so much thicker, or for their outline."""
-    inside = ((np.arange(256) - 128) / DISTANCE_STEPS + thicker) * scale  # drawn pixels
+    inside = (STORED_DISTANCES + thicker) * scale  # drawn pixels
     coverage = (outline / 2 - np.abs(inside) if outline else inside) + 0.5
     coverage[0] = 0  # so far outside that the distance is not known
     if outline:
         coverage[-1] = 0  # so far inside
-    return (255 - 255 * coverage.clip(0, 1)).round().astype(np.uint8)
+    return np.asarray(np.rint(255 - 255 * np.minimum(np.maximum(coverage, 0), 1)), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -233,13 +271,13 @@ class Glyph:
         rows = slice(max(top, 0), max(top + height, 0))
         columns = slice(max(left, 0), max(left + width, 0))
         part = paper[rows, columns]
-        mark = placed[rows.start - top :, columns.start - left :][: part.shape[0], : part.shape[1]]
-        np.minimum(part, shades[mark], out=part)
+        mark = cv2.LUT(placed, shades)[rows.start - top :, columns.start - left :][: part.shape[0], : part.shape[1]]
+        np.minimum(part, mark, out=part)
 
 
 @cache
 def load_glyph(font: Path, character: str) -> Glyph:
-    """Return a character of a TrueType font, at the size where the font's digits are DIGIT_HEIGHT pixels high."""
+    """Return a character of a font, at the size where the font's digits are DIGIT_HEIGHT pixels high."""
     ink, (pen, baseline) = _render(font, character, measure(font).size)
     left, top, width, height = cv2.boundingRect(ink)
     ink = np.pad(ink[top : top + height, left : left + width], MARGIN * SUPERSAMPLING)
@@ -291,8 +329,8 @@ def _load_face(font: Path) -> cv2.FontFace:
             kind = file.read(4)
     except OSError as error:
         raise ValueError(f"cannot read the font {font}: {error.strerror}") from error
-    if kind not in (b"\0\1\0\0", b"true"):
-        raise ValueError(f"{font} is not a TrueType font")
+    if kind not in (b"\0\1\0\0", b"true", b"OTTO"):
+        raise ValueError(f"{font} is not a TrueType or OpenType font")
     face = cv2.FontFace(str(font))
     face.setInstance(BOLD)  # does nothing to a font of one weight
     return face
@@ -327,7 +365,7 @@ def fonts_for(style: Style, fonts: Sequence[Path]) -> tuple[tuple[Path, ...], di
     usable = tuple(font for font in fonts if not lacking[font])
     if not usable:
         lacks = "; ".join(f"{font.name} lacks {missing}" for font, missing in lacking.items())
-        raise ValueError(f"no font to draw with: {lacks or 'give at least one TrueType file'}")
+        raise ValueError(f"no font to draw with: {lacks or 'give at least one font file'}")
     return usable, {font: missing for font, missing in lacking.items() if missing}
 
 
@@ -340,20 +378,24 @@ def _characters(font: Path) -> frozenset[str]:
         _load_face(font)
     try:
         with TTFont(font, lazy=True) as table:
+            if "glyf" not in table and "CFF " not in table:  # OpenCV would draw its own font
+                raise ValueError(f"{font} has no outlines that can be drawn: neither glyf nor CFF")
             return frozenset(map(chr, table.getBestCmap() or ()))
     except TTLibError as error:
         raise ValueError(f"cannot read the font {font}: {error}") from error
 
 
-def warp(rng: Generator, style: Style, paper: Pixels) -> Pixels:
-    """Return the paper after the style's water, ripple and fish eye, in this order."""
+def warp(rng: Generator, style: Style, papers: list[Pixels]) -> list[Pixels]:
+    """Return the papers, all bent alike, after the style's water, ripple and fish eye, in this order."""
     for name, strengths in (("water", style.water), ("ripple", style.ripple)):
         if strength := round(_pick(rng, strengths), 1):
-            paper = _remap(paper, *_fixed_point(name, paper.shape, strength))
+            at = _fixed_point(name, (style.height, style.width), strength)
+            papers = [_remap(paper, *at) for paper in papers]
     if strength := _pick(rng, style.fish_eye):
         centre = (style.width * rng.uniform(0.2, 0.8), style.height * rng.uniform(0.3, 0.7))
-        paper = _remap(paper, *fish_eye_map(paper.shape, centre, strength))
-    return paper
+        x, y = fish_eye_map((style.height, style.width), centre, strength)
+        papers = [_remap(paper, x, y) for paper in papers]
+    return papers
 
 
 def _remap(paper: Pixels, x: NDArray[np.int16 | np.float32], y: NDArray[np.uint16 | np.float32]) -> Pixels:
@@ -402,8 +444,8 @@ def _fixed_point(warp: str, shape: tuple[int, int], strength: float) -> tuple[ND
 def draw_noise_curve(paper: Pixels, control_points: Sequence[complex], thickness: float = 1.0) -> None:
     """Draw a cubic Bézier curve's flattened segments between points rounded to pixels, the first ones wider."""
     points = [complex(round(point.real), round(point.imag)) for point in flatten(control_points)]
-    for number, (start, end) in enumerate(pairwise(points)):
-        _draw_line(paper, start, end, thickness * NOISE_WIDTHS[min(number, len(NOISE_WIDTHS) - 1)])
+    widths = [thickness * NOISE_WIDTHS[min(number, len(NOISE_WIDTHS) - 1)] for number in range(len(points) - 1)]
+    _draw_lines(paper, [(start, end, width) for (start, end), width in zip(pairwise(points), widths, strict=True)])
 
 
 def flatten(control_points: Sequence[complex], halvings: int = 10) -> list[complex]:
@@ -424,32 +466,43 @@ def _near(point: complex, start: complex, end: complex) -> bool:
     """Return whether a point is nearer than FLATNESS to a segment."""
     chord = end - start
     square = chord.real * chord.real + chord.imag * chord.imag
-    along = ((point - start) * chord.conjugate()).real / square if square else 0.0
-    return abs(point - start - (0.0 if along < 0 else 1.0 if along > 1 else along) * chord) < FLATNESS
+    moved = (point - start) * chord.conjugate()  # along the chord and across it, as many times too far as it is long
+    if 0 < moved.real < square:
+        return moved.imag * moved.imag < FLATNESS * FLATNESS * square
+    return abs(point - (start if moved.real <= 0 else end)) < FLATNESS
 
 
-def _draw_line(paper: Pixels, start: complex, end: complex, width: float) -> None:
-    """Draw an antialiased line with square ends, as Java's; OpenCV's own are a pixel too wide."""
-    length, centre = abs(end - start), (start + end) / 2
-    direction = 255 * (end - start) / length if length else 255 + 0j  # a pixel's distances come out in shades
-    reach_x, reach_y = abs(end.real - start.real) / 2 + width, abs(end.imag - start.imag) / 2 + width
-    left, right = max(int(centre.real - reach_x), 0), min(int(centre.real + reach_x) + 2, paper.shape[1])
-    top, bottom = max(int(centre.imag - reach_y), 0), min(int(centre.imag + reach_y) + 2, paper.shape[0])
-    if left >= right or top >= bottom:
-        return
-    x = np.arange(left - centre.real, right - centre.real - 0.5, dtype=np.float32)
-    y = np.arange(top - centre.imag, bottom - centre.imag - 0.5, dtype=np.float32)[:, None]
-    shades = x * direction.imag - y * direction.real  # across the line
+def _draw_lines(paper: Pixels, lines: Sequence[tuple[complex, complex, float]]) -> None:
+    """Draw antialiased lines (start, end, width) with square ends, as Java's; OpenCV's own are a pixel too wide."""
+    # All at once, each in a box of the same size that is moved onto the paper: numpy's calls cost more than the pixels.
+    box_width = min(int(max(abs(end.real - start.real) + 2 * width for start, end, width in lines)) + 4, paper.shape[1])
+    box_height = min(
+        int(max(abs(end.imag - start.imag) + 2 * width for start, end, width in lines)) + 4, paper.shape[0]
+    )
+    corners, numbers = [], []
+    for start, end, width in lines:
+        length, centre = abs(end - start), (start + end) / 2
+        direction = 255 * (end - start) / length if length else 255 + 0j  # a pixel's distances come out in shades
+        left = min(max(round(centre.real - box_width / 2), 0), paper.shape[1] - box_width)
+        top = min(max(round(centre.imag - box_height / 2), 0), paper.shape[0] - box_height)
+        corners.append((left, top))
+        edge = 255 * width / 2 - 128  # where half a pixel is inked
+        numbers.append((left - centre.real, top - centre.imag, direction.real, direction.imag, 255 * length / 2, edge))
+    left_x, top_y, right, down, half_length, half_width = np.array(numbers, np.float32).T[:, :, None, None]
+    x = left_x + np.arange(box_width, dtype=np.float32)
+    y = top_y + np.arange(box_height, dtype=np.float32)[:, None]
+    shades = x * down - y * right  # across the line
     np.abs(shades, out=shades)
-    along = x * direction.real + y * direction.imag
+    along = x * right + y * down
     np.abs(along, out=along)
-    along -= 255 * length / 2
+    along -= half_length
     np.maximum(shades, along, out=shades)
-    shades -= 255 * width / 2 - 128  # half ink on the edge itself
+    shades -= half_width
     np.maximum(shades, 0, out=shades)
     np.minimum(shades, 255, out=shades)
-    part = paper[top:bottom, left:right]
-    np.minimum(part, shades.astype(np.uint8), out=part)
+    for (left, top), mark in zip(corners, shades.astype(np.uint8), strict=True):
+        part = paper[top : top + box_height, left : left + box_width]
+        np.minimum(part, mark, out=part)
 
 
 def draw_background(rng: Generator, style: Style) -> NDArray[np.uint16]:
@@ -460,17 +513,25 @@ def draw_background(rng: Generator, style: Style) -> NDArray[np.uint16]:
     if strength := _pick(rng, style.texture):
         size = (style.height // style.texture_size + 2, style.width // style.texture_size + 2)
         tiles = (strength * rng.standard_normal((3, *size), dtype=np.float32)).astype(np.int16)
-        clouds = [cv2.resize(tile, (style.width, style.height), interpolation=cv2.INTER_LINEAR) for tile in tiles]
-        ground = np.minimum(np.maximum(ground + np.stack(clouds), 0), 255).astype(np.uint16)
+        clouds = np.empty(ground.shape, np.int16)
+        for tile, cloud in zip(tiles, clouds, strict=True):
+            cv2.resize(tile, (style.width, style.height), cloud, interpolation=cv2.INTER_LINEAR)
+        clouds += ground.view(np.int16)
+        np.maximum(clouds, 0, out=clouds)
+        np.minimum(clouds, 255, out=clouds)
+        ground = clouds.view(np.uint16)
     return ground
 
 
 @lru_cache(maxsize=16)
 def gradient(shape: tuple[int, int], start: tuple[int, ...], end: tuple[int, ...]) -> NDArray[np.uint16]:
     """Return the shades (3, H, W) that change evenly from the top left corner's colour to the bottom right one's."""
-    way = _way(shape)
-    planes = [(low << 16) + (high - low) * way >> 16 for low, high in zip(start, end, strict=True)]
-    return np.stack(planes).astype(np.uint16)
+    low, high = (np.array(colour, np.int32)[:, None, None] for colour in (start, end))
+    if start == end:
+        return np.broadcast_to(low.astype(np.uint16), (3, *shape))
+    planes = (high - low) * _way(shape)
+    planes += low << 16
+    return np.asarray(planes >> 16, np.uint16)
 
 
 @cache
@@ -483,10 +544,11 @@ def _way(shape: tuple[int, int]) -> NDArray[np.int32]:
 
 def _ink_over(ground: NDArray[np.uint16], paper: Pixels, ink: tuple[int, int, int]) -> NDArray[np.uint16]:
     """Return the ground (3, H, W) where the paper (H, W) is bare, the ink where it is inked."""
-    mixed = ground * paper
-    if any(ink):
-        mixed += np.array(ink, np.uint16)[:, None, None] * (255 - paper)
-    mixed += 255
+    # ground * paper + ink * (255 - paper), both rounded up: what falls below 0 on the way wraps back.
+    colour = np.array(ink, np.uint16)[:, None, None]
+    mixed = ground - colour
+    mixed *= paper.astype(np.uint16)
+    mixed += 255 * colour + 255
     mixed >>= 8
     return mixed
 
@@ -528,6 +590,6 @@ def spoil(rng: Generator, style: Style, image: Pixels) -> Pixels:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), max(blur, 0.1)), np.uint8)
     if style.jpeg_quality:
         options = [cv2.IMWRITE_JPEG_QUALITY, _pick_whole(rng, style.jpeg_quality)]
-        _, data = cv2.imencode(".jpg", image[:, :, ::-1], options)
+        _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
         image = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
     return image

@@ -76,6 +76,13 @@ def test_an_empty_folder_is_filled_and_a_filled_one_left_alone(
     assert error == f"captcha: {out} is not an empty folder: name a new one\n"
 
 
+def test_a_file_in_the_place_of_the_folder_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("mine")
+    assert run("draw", out, "--count", 1) == 2
+    assert out.read_text() == "mine"
+
+
 def test_an_error_on_the_way_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = synthesis.draw("kaptcha", 1, seed=0)[0]
@@ -160,9 +167,9 @@ def test_fonts_below_a_folder_are_used_and_those_left_out_are_named(
 ) -> None:
     folder = tmp_path / "fonts" / "below"
     folder.mkdir(parents=True)
-    for font in fonts:
-        (folder / font.name).write_bytes(font.read_bytes())
-    few, whole = sorted(folder.iterdir())
+    few, whole = (folder / name for name in ("few.ttf", "whole.OTF"))
+    for copy, font in zip((few, whole), fonts, strict=True):
+        copy.write_bytes(font.read_bytes())
     known = synthesis._characters
     monkeypatch.setattr(synthesis, "_characters", lambda font: known(font) - ({"w"} if font == few else set()))
     assert run("draw", tmp_path / "out", "--count", 3, "--fonts", tmp_path / "fonts") == 0

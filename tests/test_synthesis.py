@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -258,11 +259,11 @@ def test_an_unknown_style_is_answered_with_the_nearest() -> None:
 def test_fonts_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     text = tmp_path / "notes.ttf"
     text.write_text("no font")
-    with pytest.raises(ValueError, match=r"notes\.ttf is not a TrueType font$"):
+    with pytest.raises(ValueError, match=r"notes\.ttf is not a TrueType or OpenType font$"):
         draw("kaptcha", 1, seed=0, fonts=[text])
     with pytest.raises(ValueError, match=r"^cannot read the font .*gone\.ttf: No such file or directory$"):
         draw("kaptcha", 1, seed=0, fonts=[tmp_path / "gone.ttf"])
-    with pytest.raises(ValueError, match="at least one TrueType file"):
+    with pytest.raises(ValueError, match="at least one font file"):
         draw("kaptcha", 1, seed=0, fonts=[])
 
 
@@ -337,6 +338,16 @@ def test_outlined_letters_have_background_inside_where_filled_ones_have_ink() ->
     assert (outlined[cores > 0] == 255).all()
 
 
+def test_of_a_letter_only_what_lies_on_the_paper_is_drawn() -> None:
+    glyph, shades = synthesis.load_glyph(FONTS[0], "8"), np.where(np.arange(256) < 128, 255, 0).astype(np.uint8)
+    wide, paper = np.full((150, 400), 255, np.uint8), blank_paper()
+    for x, y in ((0, 25), (198, 25), (100, 0), (60, 48), (-90, 25), (290, 25), (100, -40), (100, 90)):
+        glyph.draw(wide, (100 + x, 50 + y), (1.0, 0.0, 0.0, 1.0), shades)
+        glyph.draw(paper, (x, y), (1.0, 0.0, 0.0, 1.0), shades)
+    assert np.array_equal(paper, wide[50:100, 100:300])
+    assert not paper.all()
+
+
 def test_a_turned_letter_is_the_upright_one_turned() -> None:
     """An oracle of its own: the letter is turned back by OpenCV and compared with the upright one."""
     glyph = synthesis.load_glyph(FONTS[0], "n")
@@ -368,6 +379,59 @@ def test_letters_turn_only_where_the_style_says_so() -> None:
     assert left_edge_slants(shear=0.4) > 8
 
 
+def test_letters_turn_slant_and_bounce_to_both_sides() -> None:
+    seeds = range(12)
+    tops, slants = [], {"rotation": [], "shear": []}  # type: ignore[var-annotated]
+    for seed in seeds:
+        tops.append(
+            int(np.flatnonzero((image_of(seed, texts=("l",), baseline=40, bounce=6) < 128).any(axis=(1, 2)))[0])
+        )
+        for name, strength in (("rotation", 30), ("shear", 0.5)):
+            inked = image_of(seed, texts=("l",), **{name: strength})[:, :, 0] < 128
+            rows = np.flatnonzero(inked.any(axis=1))
+            slants[name].append(int(inked[rows[6]].argmax()) - int(inked[rows[-6]].argmax()))
+    still = int(np.flatnonzero((image_of(texts=("l",), baseline=40) < 128).any(axis=(1, 2)))[0])
+    for moved in (slants["rotation"], slants["shear"], [top - still for top in tops]):
+        assert min(moved) < -1
+        assert max(moved) > 1
+    assert max(abs(top - still) for top in tops) <= 7
+
+
+def test_curves_and_lines_are_as_wide_as_asked_for() -> None:
+    def inked(**settings: object) -> float:
+        return float(np.mean([(255 - image_of(seed, texts=(".",), **settings)).sum() for seed in range(4)]))
+
+    bare = inked()
+    assert inked(curves=1, curve_width=2) - bare == pytest.approx(2 * (inked(curves=1) - bare), rel=0.15)
+    one, five = (inked(lines=1, line_width=width) - bare for width in (1, 5))
+    assert five > 2.5 * one
+
+
+def test_every_length_of_the_range_is_drawn() -> None:
+    assert {len(text) for text, _ in draw(Style(lengths=(1, 3), characters="ab"), 30, seed=0, fonts=FONTS)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("of", [synthesis.water_map, synthesis.ripple_map])
+def test_a_warp_of_half_the_strength_moves_half_as_far(of: Callable[..., NDArray[np.float64]]) -> None:
+    still = np.mgrid[0:50, 0:200][::-1]
+    assert of(SHAPE, 0.5) - still == pytest.approx((of(SHAPE) - still) / 2)
+    assert np.array_equal(of(SHAPE, 0), still)
+
+
+def test_colours_survive_a_jpeg_and_a_blurred_or_shrunk_picture_loses_its_edges() -> None:
+    colours = {"ink": "#c02010", "background": "#f0e0a0"}
+    saved = image_of(jpeg_quality=95, **colours)
+    assert np.abs(saved - image_of(**colours)).mean() < 3
+    assert saved[0, 0] == pytest.approx([0xF0, 0xE0, 0xA0], abs=4)
+
+    def steepest(**settings: object) -> int:
+        return int(np.abs(np.diff(image_of(**settings), axis=1)).max())
+
+    assert steepest() > 200
+    assert steepest(blur=2) < steepest(blur=1) < 180
+    assert steepest(shrink=0.3) < steepest(shrink=0.6) < 240
+
+
 def test_a_shadow_falls_right_and_down_and_is_lighter_than_the_ink() -> None:
     plain, shadowed = image_of(), image_of(shadow=4)
     assert np.array_equal(plain == 0, shadowed == 0)
@@ -386,6 +450,31 @@ def test_colours_lie_between_the_two_given() -> None:
         darkest = image.reshape(-1, 3)[image.sum(axis=2).argmin()]
         assert (darkest >= (0x10, 0x20, 0x30)).all()
         assert (darkest <= (0x40, 0x50, 0x60)).all()
+
+
+def test_letters_with_their_own_inks_have_one_colour_each_and_no_two_the_same() -> None:
+    word: dict[str, object] = {"texts": ("n8n8",), "spacing": 8}
+    curve = {"curves": 1, "curve_width": 2}
+    inks = {"letter_inks": True, "ink": ("#002040", "#a0c0e0")}
+    for seed in range(8):
+        black = image_of(seed, **word)[:, :, 0]
+        count, labels = cv2.connectedComponents((black < 255).astype(np.uint8))
+        assert count == 5  # the ground and four letters
+        image, crossed = image_of(seed, **word, **inks), image_of(seed, **word, **curve, **inks)
+        on_the_curve = (image_of(seed, **word, **curve)[:, :, 0] == 0) & (black == 255)
+        found = [image[(labels == number) & (black == 0)] for number in range(1, count)] + [crossed[on_the_curve]]
+        for pixels in found:
+            assert len(pixels) > 20
+            assert (pixels == pixels[0]).all()
+            assert (pixels[0] >= (0x00, 0x20, 0x40)).all()
+            assert (pixels[0] <= (0xA0, 0xC0, 0xE0)).all()
+        assert len({tuple(pixels[0]) for pixels in found}) == 5
+
+
+def test_own_inks_of_one_colour_draw_what_a_single_ink_draws() -> None:
+    for others in ({"water": 1, "ripple": 0.5, "shadow": 3}, {"fish_eye": (0.1, 0.8), "rotation": 20, "dots": 5}):
+        own, single = (image_of(spacing=12, letter_inks=own, ink="#205080", **others) for own in (True, False))
+        assert np.array_equal(own, single)
 
 
 def test_lines_cross_the_image_from_side_to_side_in_their_own_colour() -> None:
@@ -499,6 +588,40 @@ def test_a_font_that_lacks_a_character_is_left_out_and_named(font_without_m: Pat
     with pytest.raises(ValueError, match=r"^no font to draw with: few\.ttf lacks m$"):
         draw(style, 1, seed=0, fonts=[font_without_m])
     assert len(draw(Style(characters="abc"), 1, seed=0, fonts=[font_without_m])) == 1
+
+
+def test_a_font_of_postscript_outlines_is_drawn_as_the_truetype_font_of_the_same_letters(tmp_path: Path) -> None:
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.t2CharStringPen import T2CharStringPen
+    from fontTools.ttLib import TTFont
+
+    font, path = TTFont(FONTS[0]), tmp_path / "few.otf"
+    cmap, glyphs = font.getBestCmap(), font.getGlyphSet()
+    outlines = {}
+    for name in [".notdef", *(cmap[ord(character)] for character in "8nab")]:
+        pen = T2CharStringPen(glyphs[name].width, glyphs)
+        glyphs[name].draw(pen)
+        outlines[name] = pen.getCharString()
+    made = FontBuilder(font["head"].unitsPerEm, isTTF=False)
+    made.setupGlyphOrder(list(outlines))
+    made.setupCharacterMap({ord(character): cmap[ord(character)] for character in "8nab"})
+    made.setupCFF("Few", {}, outlines, {})
+    made.setupHorizontalMetrics({name: font["hmtx"][name] for name in outlines})
+    made.setupHorizontalHeader(ascent=font["hhea"].ascent, descent=font["hhea"].descent)
+    made.setupOS2()
+    made.setupPost()
+    made.save(path)
+    assert path.read_bytes()[:4] == b"OTTO"
+    style = Style(texts=("8nab",), stroke=5)
+    (_, drawn), (_, expected) = (draw(style, 1, seed=0, fonts=[file])[0] for file in (path, FONTS[0]))
+    inked, expected_ink = 255.0 - drawn, 255.0 - expected
+    assert np.minimum(inked, expected_ink).sum() / np.maximum(inked, expected_ink).sum() > 0.9
+
+    without_outlines = TTFont(path)
+    del without_outlines["CFF "]
+    without_outlines.save(tmp_path / "none.otf")
+    with pytest.raises(ValueError, match=r"none\.otf has no outlines that can be drawn: neither glyf nor CFF$"):
+        draw(style, 1, seed=0, fonts=[tmp_path / "none.otf"])
 
 
 def test_fonts_of_packages_are_found_without_importing_them_and_one_that_is_not_there_is_named(
