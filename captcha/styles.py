@@ -77,6 +77,7 @@ class Style(BaseModel):
     digit_height: Annotated[Range, _within(8, 400)] = Field((29, 29), description="of the digit 8; letters follow")
     stroke: Annotated[Range, _within(0.5, 100)] = Field((4.8, 6.8), description="thickness of an upright line")
     letter_width: Annotated[Range, _within(0.3, 3)] = Field((1, 1), description="a letter's width, 1 as in its font")
+    own_width: Annotated[Range, _within(0.5, 2)] = Field((1, 1), description="each letter's own, times letter_width")
     spacing: Annotated[Whole, _within(-200, 200)] = Field((2, 2), description="gap after a letter; -2: they touch")
     left: Whole | None = Field(None, description="where the word begins; none: centred")
     baseline: Whole | None = Field(None, description="below the top; none: centred")
@@ -120,7 +121,8 @@ class Style(BaseModel):
 
 STYLES = {
     # Kaptcha's defaults. Beyond them letters, packing and place vary: no free font is the one that drew the known
-    # sets, and what learns from several widths and strokes reads that one too.
+    # sets, and what learns from several widths and strokes reads that one too. Its m, above all, is wider beside
+    # other letters than theirs.
     "kaptcha": Style(
         characters="abcde2345678gfynmnpwx",
         background="#c0c0c0",
@@ -128,6 +130,7 @@ STYLES = {
         digit_height=(29, 31),
         stroke=(4.9, 6.8),
         letter_width=(0.85, 1.1),
+        own_width=(0.88, 1.14),
         spacing=(-1, 4),
         left=(26, 31),
         baseline=(41, 43),

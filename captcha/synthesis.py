@@ -176,6 +176,8 @@ def _draw_text(rng: Generator, style: Style, text: str, fonts: Sequence[Path], p
 
     # An ink box that is turned is as wide as its own width and height lean; only the first part can be narrowed.
     sizes = [((glyph.size[0] + 2 * thicker) * scale, (glyph.size[1] + 2 * thicker) * scale) for glyph in glyphs]
+    own_widths = [_pick(rng, style.own_width) for _ in text]
+    turns = [(a * own, b, c * own, d) for (a, b, c, d), own in zip(turns, own_widths, strict=True)]
     across = [abs(turn[0]) * size[0] for turn, size in zip(turns, sizes, strict=True)]
     leaning = [abs(turn[1]) * size[1] for turn, size in zip(turns, sizes, strict=True)]
     left = None if style.left is None else _pick_whole(rng, style.left)

@@ -79,7 +79,7 @@ def test_the_default_drawings_are_the_same_on_every_machine() -> None:
     digest = hashlib.sha256()
     for text, image in draw("kaptcha", 50, seed=0):
         digest.update(text.encode() + image.tobytes())
-    assert digest.hexdigest() == "28e70ef19fe420e23e1a2be31d2d6d39dc3af9f28eb7d3fece28b6d29e787875"
+    assert digest.hexdigest() == "c8ea6f382a331bc76bcb5a5814ae0f9a35a203db8c648939909f31ed28ed2d5f"
 
 
 def test_the_same_text_is_drawn_differently_each_time() -> None:
@@ -442,6 +442,23 @@ def test_a_shadow_falls_right_and_down_and_is_lighter_than_the_ink() -> None:
     assert shadowed[grey].min() == shadowed[grey].max() == pytest.approx(128, abs=2)
 
 
+def test_each_letter_has_a_width_of_its_own_within_the_range_and_its_height_stays() -> None:
+    def letters(**settings: object) -> NDArray[np.int32]:
+        """Width and height of each letter of 200, as drawn."""
+        plain = Style(texts=("ooooo",), lengths=(5, 5), spacing=(4, 4), stroke=(5, 5), **settings)
+        papers = (synthesis.draw_word(np.random.default_rng(i), plain, "ooooo", FONTS[:1]) for i in range(40))
+        boxes = [cv2.connectedComponentsWithStats((paper < 128).astype(np.uint8))[2][1:] for paper in papers]
+        return np.asarray(np.concatenate(boxes)[:, 2:4], np.int32)
+
+    same, own = letters(), letters(own_width=(0.8, 1.3))
+    assert len(same) == len(own) == 200
+    width, height = same.mean(axis=0)
+    assert np.ptp(same[:, 0]) <= 1
+    assert own[:, 0].min() == pytest.approx(0.8 * width, abs=1)
+    assert own[:, 0].max() == pytest.approx(1.3 * width, abs=1)
+    assert own[:, 1].mean() == pytest.approx(height, abs=0.3)
+
+
 def test_colours_lie_between_the_two_given() -> None:
     for seed in range(20):
         image = image_of(seed, ink=("#102030", "#405060"), background=("#c0c8d0", "#f0f0f0"))
@@ -499,6 +516,7 @@ def test_lines_cross_the_image_from_side_to_side_in_their_own_colour() -> None:
         {"bounce": 5},
         {"background_end": "#808080"},
         {"letter_width": 0.8},
+        {"own_width": 0.8},
         {"spacing": 8},
         {"digit_height": 36},
         {"left": 5},
