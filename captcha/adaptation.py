@@ -4,6 +4,7 @@ Pseudo-labels (Lee, 2013) in rounds: read all, learn from the sure readings, rea
 """
 
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from captcha.model import Crnn, Start, go_on_from
 from captcha.pictures import prediction_grid
 from captcha.recognizer import Reading
 from captcha.registry import TrainedModel, tracked_run
+from captcha.styles import load_style
 from captcha.training import torch_recognizer
 from captcha.vocabulary import Vocabulary
 
@@ -49,6 +51,8 @@ class AdaptOutcome:
     model_name: str
     model_version: int
     message: str
+    example: str
+    """Path of an image to try the model on."""
 
     def summary(self) -> str:
         """Return the closing lines for a person."""
@@ -61,7 +65,8 @@ class AdaptOutcome:
         )
         return (
             f"\nsure of {self.sure} of {self.images} images, before {self.sure_before}; the model of round "
-            f"{self.rounds}{measured}\n{self.message}"
+            f"{self.rounds}{measured}\n{self.message}\n\n"
+            f"{experiment.next_commands(self.model_name, self.model_version, self.example)}"
         )
 
 
@@ -74,11 +79,14 @@ def adapt(config: AdaptConfig, echo: Echo) -> AdaptOutcome:
 
     Raises:
         DataError: the folder has problems; all of them are echoed first.
+        StyleError: there is no such style.
         RegistryError: there is no such model to begin with.
         AdaptationError: no image is read surely.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
     with tracked_run(f"adapt to {experiment.short_name(config.data)}, seed {config.seed}") as run:
+        if config.drawn:
+            load_style(config.drawn)  # what is wrong with it is said before anything is read
         before = registry.load_trained(config.model)
         labelled = experiment.read_folder(config.data, before.height, None, echo, config.labelled)
         samples = [replace(sample, text="") for sample in labelled]  # from here on nobody knows
@@ -133,6 +141,7 @@ def adapt(config: AdaptConfig, echo: Echo) -> AdaptOutcome:
         name,
         version,
         message,
+        os.path.relpath(example),
     )
 
 

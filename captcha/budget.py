@@ -15,6 +15,7 @@ from captcha.experiment import Echo
 from captcha.metrics import wilson_interval
 from captcha.pictures import BudgetPoint, budget_figure
 from captcha.registry import TrainedModel, tracked_run
+from captcha.styles import load_style
 
 DEFAULTS = TrainConfig()
 ALONE, WITH_DRAWN = "labels_alone", "with_drawn"
@@ -46,10 +47,13 @@ def budget(config: BudgetConfig, echo: Echo) -> list[BudgetRow]:
 
     Raises:
         DataError: the folder has problems, all echoed first, or fewer labels than were asked for.
+        StyleError: there is no such style.
         RegistryError: there is no such model to go on from.
         TrainingError: a training cannot go on, or its exported model does not agree with it.
     """
     with tracked_run(f"label budget of {experiment.short_name(config.data)}"):
+        if config.drawn:
+            load_style(config.drawn)  # what is wrong with it is said now, not after the first trainings
         before = registry.load_trained(config.init) if config.init else None
         kind = (before.backbone, before.height) if before else (config.backbone, DEFAULTS.height)
         samples = experiment.read_folder(config.data, kind[1], None, echo)

@@ -67,16 +67,20 @@ class TrainOutcome:
     def summary(self) -> str:
         """Return the closing lines for a person: the figure, the model, the next commands."""
         figures = self.figures
-        champion = registry.is_champion(self.model_name, self.model_version)
-        uri = f"models:/{self.model_name}" + (f"@{CHAMPION}" if champion else f"/{self.model_version}")
         return f"""
 exact match on the test split: {figures["exact_match"]:.2%} of {figures["n"]:.0f} images \
 (95 % interval {figures["exact_match_low"]:.2%} to {figures["exact_match_high"]:.2%})
 {self.message}
 
-compare the runs      {_command("mlflow")} ui
+{next_commands(self.model_name, self.model_version, self.example)}"""
+
+
+def next_commands(name: str, version: int, example: str) -> str:
+    """Return the lines that tell a person how to look at the runs, and how to use this version of the model."""
+    uri = f"models:/{name}" + (f"@{CHAMPION}" if registry.is_champion(name, version) else f"/{version}")
+    return f"""compare the runs      {_command("mlflow")} ui
 serve the model       {_command("mlflow")} models serve -m {uri} --env-manager local -p 5001
-read one image        {_command("captcha")} predict {self.example} --model {uri}"""
+read one image        {_command("captcha")} predict {example} --model {uri}"""
 
 
 def train(config: TrainConfig, echo: Echo) -> TrainOutcome:

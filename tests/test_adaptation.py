@@ -163,11 +163,13 @@ def test_it_ends_with_the_first_round_that_makes_no_more_images_sure_and_keeps_t
         version.description
         == f"compact going on from {model}, trained on `{folder}`, seed 0: not tested, there were no labels."
     )
-    assert outcome.summary().splitlines() == [
+    assert outcome.summary().splitlines()[:3] == [
         "",
         "sure of 50 of 60 images, before 30; the model of round 1",
         "adapted version 1 registered, the first champion",
     ]
+    assert outcome.summary().endswith(f"captcha predict {outcome.example} --model models:/adapted@champion")
+    assert Path(outcome.example).is_file()
     assert [line.split()[0:2] for line in lines if line.startswith("round")] == [
         ["round", f"{number}/8"] for number in range(3)
     ]
