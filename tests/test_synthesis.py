@@ -460,7 +460,7 @@ def test_a_shadow_falls_right_and_down_and_is_lighter_than_the_ink() -> None:
 
 def test_colours_lie_between_the_two_given() -> None:
     for seed in range(20):
-        image = image_of(seed, ink=("#102030", "#405060"), background=("#c0c8d0", "#f0f0f0"))
+        image = image_of(seed, ink=("#402060", "#105030"), background=("#c0c8d0", "#f0f0f0"))
         assert (image[0, 0] >= (0xC0, 0xC8, 0xD0)).all()
         assert (image[0, 0] <= 0xF0).all()
         darkest = image.reshape(-1, 3)[image.sum(axis=2).argmin()]
@@ -529,7 +529,11 @@ def test_every_setting_changes_the_picture(setting: dict[str, object]) -> None:
 def test_dots_are_added_and_nothing_else_changes() -> None:
     plain, dotted = image_of(), image_of(dots=20, dot_size=3)
     assert (dotted <= plain).all()
+    blue, plain_blue = image_of(dots=20, dot_size=3, ink="#0000ff"), image_of(ink="#0000ff")
+    assert (blue[:, :, 2] == 255).all()
+    assert (blue[:, :, 0] < plain_blue[:, :, 0]).sum() > 60
     assert 60 < (dotted < plain).all(axis=2).sum() < 20 * 25
+    assert (image_of(dots=20, dot_size=8) < plain).all(axis=2).sum() > 20 * 25  # some overlap
 
 
 def test_the_fish_eye_moves_nothing_at_its_rim_and_magnifies_its_middle() -> None:
