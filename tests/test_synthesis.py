@@ -187,9 +187,18 @@ def test_noise_lines_end_where_their_curve_does_and_are_as_wide_as_java_draws_th
     marks = ink(paper)
     assert marks[:, 100].sum() == pytest.approx(3.6, abs=0.02)  # flat, so one segment, the first
     assert marks[20, 20:181].min() == 1
-    assert marks.sum() == pytest.approx(3.6 * (160 + 3.6), rel=0.01)  # square ends reach half a width farther
+    assert marks.sum() == pytest.approx(3.6 * (160 + 3.6), rel=0.002)  # square ends reach half a width farther
     assert not marks[:, :18].any()
     assert not marks[:, 183:].any()
+
+
+def test_of_a_curve_only_what_lies_on_the_paper_is_drawn() -> None:
+    for curve in ((-20 + 60j, 3 - 30j, 60 + 20j, 230 + 55j), (1 + 1j, 0 + 20j, 2 + 40j, 1 + 48j)):
+        wide, paper = np.full((150, 400), 255, np.uint8), blank_paper()
+        synthesis.draw_noise_curve(wide, [point + 100 + 50j for point in curve])
+        synthesis.draw_noise_curve(paper, curve)
+        assert np.array_equal(paper, wide[50:100, 100:300])
+        assert not paper.all()
 
 
 def test_only_the_first_two_segments_of_a_curve_are_wide() -> None:
@@ -418,6 +427,13 @@ def test_a_warp_of_half_the_strength_moves_half_as_far(of: Callable[..., NDArray
     assert np.array_equal(of(SHAPE, 0), still)
 
 
+@pytest.mark.parametrize("name", ["water", "ripple", "fish_eye"])
+def test_images_are_bent_as_strongly_as_the_style_says(name: str) -> None:
+    straight = image_of()
+    weak, strong = (np.abs(image_of(**{name: strength}) - straight).sum() for strength in (0.2, 0.8))
+    assert 0 < weak < 0.8 * strong
+
+
 def test_colours_survive_a_jpeg_and_a_blurred_or_shrunk_picture_loses_its_edges() -> None:
     colours = {"ink": "#c02010", "background": "#f0e0a0"}
     saved = image_of(jpeg_quality=95, **colours)
@@ -461,7 +477,7 @@ def test_each_letter_has_a_width_of_its_own_within_the_range_and_its_height_stay
 
 def test_colours_lie_between_the_two_given() -> None:
     for seed in range(20):
-        image = image_of(seed, ink=("#102030", "#405060"), background=("#c0c8d0", "#f0f0f0"))
+        image = image_of(seed, ink=("#402060", "#105030"), background=("#c0c8d0", "#f0f0f0"))
         assert (image[0, 0] >= (0xC0, 0xC8, 0xD0)).all()
         assert (image[0, 0] <= 0xF0).all()
         darkest = image.reshape(-1, 3)[image.sum(axis=2).argmin()]
@@ -531,7 +547,11 @@ def test_every_setting_changes_the_picture(setting: dict[str, object]) -> None:
 def test_dots_are_added_and_nothing_else_changes() -> None:
     plain, dotted = image_of(), image_of(dots=20, dot_size=3)
     assert (dotted <= plain).all()
+    blue, plain_blue = image_of(dots=20, dot_size=3, ink="#0000ff"), image_of(ink="#0000ff")
+    assert (blue[:, :, 2] == 255).all()
+    assert (blue[:, :, 0] < plain_blue[:, :, 0]).sum() > 60
     assert 60 < (dotted < plain).all(axis=2).sum() < 20 * 25
+    assert (image_of(dots=20, dot_size=8) < plain).all(axis=2).sum() > 20 * 25  # some overlap
 
 
 def test_the_fish_eye_moves_nothing_at_its_rim_and_magnifies_its_middle() -> None:
