@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+import cv2
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from captcha.data import Sample, pixel_digest
@@ -50,11 +51,17 @@ def endless_batches(samples: DrawnSamples, size: int, start: int, workers: int |
         collate_fn=list,
         # Not a copy of this process, whose threads may hold locks as it is copied.
         multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_draw_on_one_thread,
     )
     for batch in loader:
         if wrong := [sample for sample in batch if isinstance(sample, StyleError)]:
             raise wrong[0]
         yield batch
+
+
+def _draw_on_one_thread(worker: int) -> None:
+    """Keep OpenCV from sharing the small images among threads, which takes the model's time and saves none."""
+    cv2.setNumThreads(1)
 
 
 class _Guarded(Dataset[Sample | StyleError]):

@@ -1,4 +1,4 @@
-"""The use cases, each tracked as one MLflow run: train, evaluate; and predict, which leaves none."""
+"""Train and evaluate, each tracked as one MLflow run, with the parts that other use cases share; predict without."""
 
 import hashlib
 import os

@@ -137,6 +137,21 @@ def test_a_run_that_is_broken_off_is_failed_or_killed(error: BaseException, endi
     assert mlflow.active_run() is None
 
 
+def test_a_nested_run_ends_with_its_own_and_takes_the_one_above_with_it_where_it_is_broken_off() -> None:
+    with tracked_run("above") as above:
+        with tracked_run("first", nested=True) as first:
+            assert status(above) == status(first) == "RUNNING"
+        assert (status(above), status(first)) == ("RUNNING", "FINISHED")
+        with pytest.raises(ValueError, match="a fault"), tracked_run("second", nested=True) as second:
+            raise ValueError("a fault")
+        assert (status(above), status(second)) == ("RUNNING", "FAILED")
+    assert status(above) == "FINISHED"
+    assert second.data.tags["mlflow.parentRunId"] == above.info.run_id
+    with pytest.raises(SystemExit), tracked_run("above") as above, tracked_run("nested", nested=True) as nested:
+        raise SystemExit(143)
+    assert status(above) == status(nested) == "KILLED"
+
+
 @pytest.fixture
 def parent_run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """What `mlflow run` leaves its child: a run in the default experiment, named by the environment."""
