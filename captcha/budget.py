@@ -95,10 +95,11 @@ def with_labels(split: Split, count: int | None, seed: int) -> Split:
         return split
     known = sorted([*split.train, *split.validation], key=lambda s: (data.share(seed, f"budget:{s.text}"), s.name))
     ranks = {text: rank for rank, text in enumerate(dict.fromkeys(sample.text for sample in known[:count]))}
-    parts: tuple[list[Sample], list[Sample]] = ([], [])
+    train: list[Sample] = []
+    validation: list[Sample] = []
     for sample in known[:count]:
-        parts[ranks[sample.text] % VALIDATION_EVERY == 0].append(sample)
-    return Split(*parts, split.test)
+        (train if ranks[sample.text] % VALIDATION_EVERY else validation).append(sample)
+    return Split(train, validation, split.test)
 
 
 def points(rows: Sequence[BudgetRow]) -> list[BudgetPoint]:

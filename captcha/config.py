@@ -138,6 +138,8 @@ class BudgetConfig(BaseModel):
     def _drawn_needs_its_style(self) -> Self:
         if self.init and not self.drawn:
             raise ValueError("--init is where the trainings with drawn images begin: name their style with --drawn")
+        if self.counts == [0] and not self.drawn:
+            raise ValueError("without labels and without drawn images there is nothing to learn from")
         return self
 
     @property

@@ -110,3 +110,5 @@ def test_drawn_images_stand_beside_a_folders_not_beside_drawn_ones() -> None:
 def test_a_start_for_the_trainings_with_drawn_images_needs_their_style() -> None:
     with pytest.raises(ValidationError, match="name their style"):
         BudgetConfig(data="d", init="runs:/1", drawn="none")
+    with pytest.raises(ValidationError, match="nothing to learn from"):
+        BudgetConfig(data="d", labels="0", drawn="none")
