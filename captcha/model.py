@@ -132,8 +132,10 @@ class Crnn(nn.Module):
         """Return (T, N, channels) from uint8 or float images (N, 3, H, W) with values 0 to 255."""
         pixels = images.float()
         # Each image by its own mean and deviation: faint captchas look like strong ones.
-        deviation, mean = torch.std_mean(pixels, dim=(1, 2, 3), keepdim=True)
-        pixels = (pixels - mean) / (deviation + 1)
+        centred = pixels - pixels.mean((1, 2, 3), keepdim=True)
+        # A mean of rows' means: over all pixels at once, ONNX Runtime loses so many digits that log_probs show it.
+        deviation = centred.square().mean(3, keepdim=True).mean((1, 2), keepdim=True).sqrt()
+        pixels = centred / (deviation + 1)
         feature_map = F.relu(self.norm(self.conv(self.backbone(pixels))))
         return feature_map.squeeze(2).permute(2, 0, 1)
 
