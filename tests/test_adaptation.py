@@ -141,6 +141,7 @@ def test_it_ends_with_the_first_round_that_makes_no_more_images_sure_and_keeps_t
         ("round 1", "FINISHED"),
         ("round 2", "FINISHED"),
     ]
+    assert [run.data.params["seed"] for run in rounds] == ["1", "2"]  # other changes of the images each round
     assert history(outcome.run_id, "adapt/sure") == [30, 50, 50]
     assert history(outcome.run_id, "adapt/changed") == [0, 0]
     assert history(outcome.run_id, "adapt/mean_confidence")[0] == pytest.approx((30 * 0.95 + 30 * 0.1) / 60)
