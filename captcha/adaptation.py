@@ -23,7 +23,6 @@ from captcha.model import Crnn, Start, go_on_from
 from captcha.pictures import prediction_grid
 from captcha.recognizer import Reading
 from captcha.registry import TrainedModel, tracked_run
-from captcha.styles import load_style
 from captcha.training import torch_recognizer
 from captcha.vocabulary import Vocabulary
 
@@ -79,15 +78,16 @@ def adapt(config: AdaptConfig, echo: Echo) -> AdaptOutcome:
 
     Raises:
         DataError: the folder has problems; all of them are echoed first.
-        StyleError: there is no such style.
+        StyleError: there is no such style, or it draws what the model cannot read.
         RegistryError: there is no such model to begin with.
         AdaptationError: no image is read surely.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
     with tracked_run(f"adapt to {experiment.short_name(config.data)}, seed {config.seed}") as run:
-        if config.drawn:
-            load_style(config.drawn)  # what is wrong with it is said before anything is read
         before = registry.load_trained(config.model)
+        asked = _as_training(config, before)
+        if config.drawn:
+            experiment.drawn_samples(asked)  # what is wrong with the style is said before anything is read
         labelled = experiment.read_folder(config.data, before.height, None, echo, config.labelled)
         samples = [replace(sample, text="") for sample in labelled]  # from here on nobody knows
         held_out = [i for i, s in enumerate(samples) if data.share(config.seed, s.digest) < HELD_OUT]
@@ -96,7 +96,6 @@ def adapt(config: AdaptConfig, echo: Echo) -> AdaptOutcome:
                 f"{config.data}: {len(samples)} images are too few, none of them is held out; add some"
             )
         learned_from = sorted(set(range(len(samples))) - set(held_out))
-        asked = _as_training(config, before)
         start = experiment.start_from(asked, before, before.vocabulary, echo)
         split = Split(
             [samples[i] for i in learned_from],

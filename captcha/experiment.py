@@ -32,7 +32,7 @@ from captcha.model import Crnn, Start, to_onnx
 from captcha.pictures import confusion_figure, learning_curves, prediction_grid
 from captcha.recognizer import Decoder, Reading, Recognizer, save_recognizer
 from captcha.registry import LOGGED_MODEL, WEIGHTS_FILE, WEIGHTS_FOLDER, TrainedModel, tracked_run
-from captcha.styles import load_style
+from captcha.styles import StyleError, load_style
 from captcha.training import (
     EpochResult,
     TrainingError,
@@ -315,10 +315,16 @@ def drawn_samples(config: TrainConfig, without: Collection[str] = frozenset()) -
     """Return the samples of the configured style, without end.
 
     Raises:
-        StyleError: there is no such style.
+        StyleError: there is no such style, or it draws characters outside the vocabulary.
         ValueError: no font can draw it.
     """
-    style = load_style(config.drawn_style or config.drawn or "")
+    name = config.drawn_style or config.drawn or ""
+    style = load_style(name)
+    if config.vocabulary and (missing := Vocabulary(config.vocabulary).missing(style.alphabet)):
+        raise StyleError(
+            f"the style {name} draws {missing!r}, which is outside the vocabulary: take the style that the model was "
+            "trained on, or one of your own without these characters"
+        )
     fonts, _ = synthesis.fonts_for(style, synthesis.default_fonts())
     return DrawnSamples(style, fonts, config.height, config.seed, without)
 

@@ -59,7 +59,7 @@ def test_texts_held_back_are_never_drawn_and_the_others_as_before() -> None:
             assert free[i].digest == barred[i].digest
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_text_that_does_not_fit_is_said_in_one_line(workers: int, tmp_path: Path) -> None:
     batches = endless_batches(samples(Style(texts=("w" * 40,))), 2, 0, workers)
     with pytest.raises(StyleError, match=r"^the text 'w+' does not fit: [^\n]*$"):

@@ -31,6 +31,7 @@ from captcha.images import ImageError
 from captcha.model import Crnn, to_onnx
 from captcha.recognizer import Reading
 from captcha.registry import RegistryError, TrainedModel, load_recognizer, load_trained, tracked_run
+from captcha.styles import StyleError
 from captcha.training import EpochResult, TrainingError, torch_recognizer
 from captcha.vocabulary import Vocabulary
 
@@ -479,6 +480,7 @@ def test_a_parent_run_with_params_in_another_spelling_is_gone_on_with(
     tracking: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experiment, "DRAWN_IMAGES", 60)
+    monkeypatch.setattr(experiment, "endless_batches", partial(endless_batches, workers=0))  # a process takes seconds
     monkeypatch.setattr(experiment, "project_root", lambda: tracking)
     parent = MlflowClient().create_run("0")
     for key, value in {"learning_rate": "1e-3", "epochs": "01", "pretrained": "false", "data": "draw:kaptcha"}.items():
@@ -638,3 +640,10 @@ def test_the_vocabulary_holds_the_characters_that_are_drawn_beside_the_labels(fo
     asked = config(data=str(folder), drawn="kaptcha")
     found = experiment._vocabulary(asked, load_split(asked, pytest.fail), pytest.fail)
     assert found.characters == "".join(sorted("0123456789" + "abcdegfynmpwx"))
+
+
+def test_a_style_that_draws_what_the_model_cannot_say_is_refused(folder: Path) -> None:
+    asked = config(data=str(folder), drawn="kaptcha", vocabulary="0123456789abc")
+    with pytest.raises(StyleError, match=r"^the style kaptcha draws 'defgmnpwxy', which is outside the vocabulary: "):
+        experiment.drawn_samples(asked)
+    assert experiment.drawn_samples(config(data=str(folder), drawn="kaptcha", vocabulary="2345678abcdefgmnpwxyz"))
