@@ -55,13 +55,7 @@ class AdaptOutcome:
 
     def summary(self) -> str:
         """Return the closing lines for a person."""
-        figures = self.figures
-        measured = (
-            f"\nexact match on the images held out: {figures['exact_match']:.2%} of {figures['n']:.0f} images "
-            f"(95 % interval {figures['exact_match_low']:.2%} to {figures['exact_match_high']:.2%})"
-            if figures
-            else ""
-        )
+        measured = "\n" + experiment.exact_match_line("the images held out", self.figures) if self.figures else ""
         return (
             f"\nsure of {self.sure} of {self.images} images, before {self.sure_before}; the model of round "
             f"{self.rounds}{measured}\n{self.message}\n\n"
@@ -131,16 +125,16 @@ def adapt(config: AdaptConfig, echo: Echo) -> AdaptOutcome:
         tested = experiment.log_recognizer(model, before.vocabulary, before.height, split, example)
         name, version, message = registry.register(run.info.run_id, config.name)
     return AdaptOutcome(
-        run.info.run_id,
-        kept.number,
-        sure_before,
-        kept.sure(config.threshold),
-        len(samples),
-        tested.figures() if tested else {},
-        name,
-        version,
-        message,
-        os.path.relpath(example),
+        run_id=run.info.run_id,
+        rounds=kept.number,
+        sure_before=sure_before,
+        sure=kept.sure(config.threshold),
+        images=len(samples),
+        figures=tested.figures() if tested else {},
+        model_name=name,
+        model_version=version,
+        message=message,
+        example=os.path.relpath(example),
     )
 
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlflow
 
@@ -64,8 +63,8 @@ def budget(config: BudgetConfig, echo: Echo) -> list[BudgetRow]:
                 f"{config.data}: {most} labels are asked for, but beside the test part there are {fewest}; "
                 "take fewer, or all"
             )
-        settings = {key: "none" if value is None else value for key, value in config.model_dump().items()}
-        experiment.log_missing_params(settings | {"images": len(samples), "data_digest": data.digest(samples)})
+        facts = {"images": len(samples), "data_digest": data.digest(samples)}
+        experiment.log_missing_params(config.model_dump() | facts)
         rows: list[BudgetRow] = []
         if config.drawn and before is None:
             before = _drawn_first(config, echo)
@@ -155,16 +154,13 @@ def _drawn_first(config: BudgetConfig, echo: Echo) -> TrainedModel:
 def _measure(asked: TrainConfig, split: Split, before: TrainedModel | None, echo: Echo) -> Evaluation:
     """Return what is read of the test part after a training on the other two, or of none by the model before it."""
     if split.train:
-        return experiment.learn(asked, split, before if asked.init else None, _example(asked, split), echo)
+        example = experiment.example_of(asked, split.test[0])
+        return experiment.learn(asked, split, before if asked.init else None, example, echo)
     assert before  # without labels only where there is a model of drawn images
     recognizer = registry.load_recognizer(before.uri)
     tested = evaluation.evaluate(recognizer, split.test)
     experiment.log_test(tested)
     return tested
-
-
-def _example(asked: TrainConfig, split: Split) -> Path:
-    return experiment.example_of(asked, split.test[0])
 
 
 def _log_curve(rows: Sequence[BudgetRow]) -> None:

@@ -66,13 +66,19 @@ class TrainOutcome:
 
     def summary(self) -> str:
         """Return the closing lines for a person: the figure, the model, the next commands."""
-        figures = self.figures
         return f"""
-exact match on the test split: {figures["exact_match"]:.2%} of {figures["n"]:.0f} images \
-(95 % interval {figures["exact_match_low"]:.2%} to {figures["exact_match_high"]:.2%})
+{exact_match_line("the test split", self.figures)}
 {self.message}
 
 {next_commands(self.model_name, self.model_version, self.example)}"""
+
+
+def exact_match_line(images: str, figures: Mapping[str, float]) -> str:
+    """Return for a person how many of these images were read exactly, with the interval."""
+    return (
+        f"exact match on {images}: {figures['exact_match']:.2%} of {figures['n']:.0f} images "
+        f"(95 % interval {figures['exact_match_low']:.2%} to {figures['exact_match_high']:.2%})"
+    )
 
 
 def next_commands(name: str, version: int, example: str) -> str:
@@ -93,7 +99,7 @@ def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
             does not agree with the trained one.
     """
     with tracked_run(f"{config.backbone} on {short_name(config.data)}, seed {config.seed}") as run:
-        before = trained_before(config)
+        before = _trained_before(config)
         split = load_split(config, echo)
         example = example_of(config, split.test[0])
         tested = learn(config, split, before, example, echo)
@@ -122,15 +128,14 @@ def learn(config: TrainConfig, split: Split, before: TrainedModel | None, exampl
     return tested
 
 
-def log_weights(model: Crnn) -> str:
-    """Log the weights that a training can go on from, and return their sha256."""
+def log_weights(model: Crnn) -> None:
+    """Log the weights that a training can go on from, and their sha256."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / WEIGHTS_FILE
         save_file(dict(model.state_dict()), file)
         mlflow.log_artifact(str(file), WEIGHTS_FOLDER)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
     mlflow.set_tag(f"sha256.{WEIGHTS_FILE}", digest)
-    return digest
 
 
 def log_recognizer(model: Crnn, vocabulary: Vocabulary, height: int, split: Split, example: Path) -> Evaluation | None:
@@ -153,7 +158,7 @@ def log_recognizer(model: Crnn, vocabulary: Vocabulary, height: int, split: Spli
     return tested
 
 
-def trained_before(config: TrainConfig) -> TrainedModel | None:
+def _trained_before(config: TrainConfig) -> TrainedModel | None:
     """Return the model that the training goes on from, None where it starts from scratch.
 
     Raises:
@@ -381,10 +386,9 @@ def log_inputs(config: TrainConfig, split: Split, vocabulary: Vocabulary) -> Non
     """Log the settings, what follows from them, and the data sets as MLflow's inputs."""
     sides = {"train": split.train, "validation": split.validation, "test": split.test}
     digests = {side: data.digest(samples) for side, samples in sides.items()}
-    settings = {key: "none" if value is None else value for key, value in config.model_dump().items()}
     log_missing_params(
         {
-            **settings,
+            **config.model_dump(),
             **{f"{side}_images": len(samples) for side, samples in sides.items()},
             **{f"{side}_digest": digest for side, digest in digests.items()},
             "split_digest": split.digest,
@@ -408,10 +412,14 @@ def _source(folder: str) -> DatasetSource:
 
 
 def log_missing_params(params: Mapping[str, object]) -> None:
-    """Log what the run does not have yet: `mlflow run` has logged some, and refuses a change in their spelling."""
+    """Log what the run does not have yet: `mlflow run` has logged some, and refuses a change in their spelling.
+
+    None is logged as none, as it is written on the command line.
+    """
     run = mlflow.active_run()
     known = mlflow.get_run(run.info.run_id).data.params if run else {}
-    mlflow.log_params({key: value for key, value in params.items() if key not in known})
+    missing = {key: value for key, value in params.items() if key not in known}
+    mlflow.log_params({key: "none" if value is None else value for key, value in missing.items()})
 
 
 def _log_epoch(config: TrainConfig, result: EpochResult, echo: Echo) -> None:

@@ -54,6 +54,19 @@ def captcha_folder(tmp_path: Path, write_image: Callable[..., Path]) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def draw_digits(draw: Draw) -> Callable[[Path, int], Path]:
+    """A function that fills a new folder with so many images of two digits, named by their label, 48 × 32 pixels."""
+
+    def draw_folder(folder: Path, count: int) -> Path:
+        folder.mkdir()
+        for number in range(count):
+            cv2.imwrite(str(folder / f"{number:02}.png"), draw(f"{number:02}", 48, 32)[:, :, ::-1])
+        return folder
+
+    return draw_folder
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """PyTorch on one thread while a module's tests run: its small steps wait for each other on busy cores."""

@@ -5,13 +5,10 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import mlflow
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from numpy.typing import NDArray
 
 from captcha import adaptation, data, experiment, training
 from captcha.adaptation import AdaptationError, adapt, sure_readings
@@ -23,7 +20,6 @@ from captcha.registry import load_trained, tracked_run
 from captcha.vocabulary import Vocabulary
 
 HEIGHT = 32
-Draw = Callable[..., NDArray[np.uint8]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,13 +32,9 @@ def quick(tracking: Path, one_thread: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def folder(tracking: Path, draw: Draw) -> Path:
-    """60 images of two digits, named by their label, and a labels.csv that is wrong about all of them."""
-    folder = tracking / "unlabelled"
-    folder.mkdir()
-    for number in range(60):
-        cv2.imwrite(str(folder / f"{number:02}.png"), draw(f"{number:02}", 48, HEIGHT)[:, :, ::-1])
-    return folder
+def folder(tracking: Path, draw_digits: Callable[[Path, int], Path]) -> Path:
+    """60 images of two digits, named by their label."""
+    return draw_digits(tracking / "unlabelled", 60)
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +220,7 @@ def test_an_unreadable_image_is_named_before_anything_is_learned(folder: Path, m
 def test_images_are_read_without_their_names_being_labels(folder: Path, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         shutil.copy(folder / f"{'11' if name == 'b' else '12'}.png", tmp_path / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("file,label\na.png,12\n")
     samples, problems = data.read_images(tmp_path, HEIGHT)
     assert [(s.name, s.text) for s in samples] == [("a.png", ""), ("b.png", "")]
     assert [str(problem) for problem in problems] == ["c.png: the same picture as a.png, left out"]

@@ -3,12 +3,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from numpy.typing import NDArray
 
 from captcha import budget as module
 from captcha import data, experiment, training
@@ -20,8 +18,6 @@ from captcha.metrics import wilson_interval
 from captcha.recognizer import Reading
 from captcha.registry import RegistryError
 
-Draw = Callable[..., NDArray[np.uint8]]
-
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(tracking: Path, one_thread: None) -> Iterator[None]:
@@ -32,13 +28,9 @@ def quick(tracking: Path, one_thread: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def folder(tracking: Path, draw: Draw) -> Path:
+def folder(tracking: Path, draw_digits: Callable[[Path, int], Path]) -> Path:
     """60 images of two digits, named by their label."""
-    folder = tracking / "few labels"
-    folder.mkdir()
-    for number in range(60):
-        cv2.imwrite(str(folder / f"{number:02}.png"), draw(f"{number:02}", 48, 32)[:, :, ::-1])
-    return folder
+    return draw_digits(tracking / "few labels", 60)
 
 
 def asked(folder: Path, **settings: object) -> BudgetConfig:

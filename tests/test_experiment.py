@@ -52,13 +52,9 @@ def quick(tracking: Path, one_thread: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def folder(tracking: Path, draw: Draw) -> Path:
+def folder(tracking: Path, draw_digits: Callable[[Path, int], Path]) -> Path:
     """100 images of two digits, named by their label."""
-    folder = tracking / "two digits"
-    folder.mkdir()
-    for number in range(100):
-        cv2.imwrite(str(folder / f"{number:02}.png"), draw(f"{number:02}", 48, HEIGHT)[:, :, ::-1])
-    return folder
+    return draw_digits(tracking / "two digits", 100)
 
 
 def config(**settings: object) -> TrainConfig:
