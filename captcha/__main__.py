@@ -1,6 +1,6 @@
 """`python -m captcha` does what `captcha` does."""
 
-from captcha.cli import main
+from captcha.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.projects.utils import load_project
 
-from captcha import cli, experiment
-from captcha.config import CHAMPION, MODEL_NAME, TrainConfig
+from captcha.cli import app as cli
+from captcha.jobs import train as experiment
+from captcha.settings import CHAMPION, MODEL_NAME, TrainConfig
 
 ROOT = Path(__file__).parent.parent
 PROJECT = load_project(str(ROOT))

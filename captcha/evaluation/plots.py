@@ -1,0 +1,130 @@
+"""What a person would rather look at than read: predictions, learning curves, confusions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ticker import MaxNLocator
+
+from captcha.evaluation.metrics import character_confusion
+from captcha.evaluation.results import Evaluation
+from captcha.reading.images import Image
+from captcha.training.loop import EpochResult
+
+RIGHT, WRONG, UNKNOWN = "#1a7f37", "#cf222e", "#57606a"
+COLUMNS = 4
+
+
+def prediction_grid(evaluation: Evaluation, shown: int = 32) -> Image:
+    """Return one picture (H, W, 3) of the first samples, each over its label, what was read and how surely.
+
+    What was read wrongly stands in red behind a cross, and shows the label it should have been. Without a label,
+    nothing but the reading stands there.
+    """
+    pairs = list(zip(evaluation.samples, evaluation.readings, strict=True))[:shown]
+    rows = -(-len(pairs) // COLUMNS)
+    figure = Figure(figsize=(2.6 * COLUMNS, 1.15 * rows), dpi=80, layout="constrained")
+    for axes, (sample, reading) in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, pairs, strict=False):
+        right = sample.text == reading.text
+        read = reading.text or "(nothing)"
+        title = f"✓ {read}" if right else f"✗ {read} ≠ {sample.text}"
+        colour = RIGHT if right else WRONG
+        if not sample.text:
+            title, colour = read, UNKNOWN
+        axes.imshow(sample.image)
+        axes.set_title(_plain(f"{title}  {reading.confidence:.0%}"), color=colour, fontsize=10)
+    for axes in figure.axes:
+        axes.axis("off")
+    return _rendered(figure)
+
+
+def learning_curves(results: Sequence[EpochResult]) -> Figure:
+    """Return a figure of the losses and of validation's figures over the epochs."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss_axes, match_axes = figure.subplots(1, 2)
+    trained = [r for r in results if r.train_loss is not None]
+    loss_axes.plot([r.epoch for r in trained], [r.train_loss for r in trained], label="train, augmented")
+    loss_axes.plot([r.epoch for r in results], [r.validation.loss for r in results], label="validation")
+    loss_axes.set(xlabel="epoch", ylabel="CTC loss per image", yscale="log")
+    match_axes.plot([r.epoch for r in results], [r.validation.exact_match for r in results], label="exact match")
+    match_axes.plot([r.epoch for r in results], [r.validation.cer for r in results], label="character error rate")
+    match_axes.set(xlabel="epoch", ylim=(-0.02, 1.02))
+    for axes in (loss_axes, match_axes):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def confusion_figure(evaluation: Evaluation, shown: int = 20) -> Figure:
+    """Return a bar chart of the most frequent confusions of characters: label → what was read in its place."""
+    counts = character_confusion(evaluation.predictions, evaluation.references)
+    mistakes = [(pair, count) for pair, count in counts.most_common() if pair[0] != pair[1]][:shown]
+    figure = Figure(figsize=(6, 0.6 + 0.3 * max(1, len(mistakes))), layout="constrained")
+    axes = figure.subplots()
+    if mistakes:
+        names = [_plain(f"{label or 'nothing'} → {read or 'nothing'}") for (label, read), _ in mistakes]
+        axes.barh(range(len(names)), [count for _, count in mistakes], color=WRONG, tick_label=names)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"characters read wrongly, of {sum(map(len, evaluation.references))}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axes.text(0.5, 0.5, "no character was read wrongly", ha="center", va="center", color=RIGHT)
+        axes.axis("off")
+    return figure
+
+
+@dataclass(frozen=True)
+class BudgetPoint:
+    """Exact match after trainings with so many labels: `right` of `n` images, with its interval."""
+
+    arm: str
+    labels: int
+    right: int
+    n: int
+    low: float
+    high: float
+    seconds: float
+    """Of one training, on average."""
+
+
+def budget_figure(points: Sequence[BudgetPoint]) -> Figure:
+    """Return a figure of exact match against the number of labels, a curve with intervals for each arm."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for arm in dict.fromkeys(point.arm for point in points):
+        curve = sorted((point for point in points if point.arm == arm), key=lambda point: point.labels)
+        matches = [point.right / point.n for point in curve]
+        below = [match - point.low for match, point in zip(matches, curve, strict=True)]
+        above = [point.high - match for match, point in zip(matches, curve, strict=True)]
+        axes.errorbar(
+            [point.labels for point in curve],
+            matches,
+            (below, above),
+            marker="o",
+            capsize=3,
+            label=arm.replace("_", " "),
+        )
+    counts = sorted({point.labels for point in points})
+    axes.set_xscale("symlog", linthresh=10)  # 0 labels stand on it too
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set(xlabel="labels", ylabel="exact match, 95 % interval", ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _plain(text: str) -> str:
+    r"""Keep matplotlib from reading dollar signs as mathematics; spell out what its font lacks (中 as \u4e2d)."""
+    font = get_font(findfont(FontProperties()))
+    shown = (c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown).replace("$", r"\$")
+
+
+def _rendered(figure: Figure) -> Image:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

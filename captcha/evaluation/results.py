@@ -1,0 +1,101 @@
+"""What a recognizer reads of labelled images, and the figures that follow."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from captcha.data.samples import Sample
+from captcha.evaluation.metrics import character_error_rate, exact_match, wilson_interval
+from captcha.reading.ctc import text_log_probability
+from captcha.reading.recognizer import Reading, Recognizer
+
+LOG_PROBS_TOLERANCE = 1e-4
+"""How far two engines of one model may lie apart in a log-probability; where that is below -1, relative to it."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The readings of some samples beside their labels."""
+
+    samples: Sequence[Sample]
+    readings: Sequence[Reading]
+    loss: float
+    """CTC loss per image: the mean of -log P(label), over the labels that the vocabulary can spell."""
+
+    @property
+    def predictions(self) -> list[str]:
+        """The texts read."""
+        return [reading.text for reading in self.readings]
+
+    @property
+    def references(self) -> list[str]:
+        """The labels."""
+        return [sample.text for sample in self.samples]
+
+    @property
+    def exact_match(self) -> float:
+        """Share of the images whose whole text is right."""
+        return exact_match(self.predictions, self.references)
+
+    @property
+    def cer(self) -> float:
+        """Character error rate: edits over characters, in total."""
+        return character_error_rate(self.predictions, self.references)
+
+    @property
+    def wrong(self) -> int:
+        """How many images are not read exactly."""
+        return sum(p != r for p, r in zip(self.predictions, self.references, strict=True))
+
+    def figures(self) -> dict[str, float]:
+        """Return exact match with its 95 % Wilson interval, character error rate, count and mistakes."""
+        count = len(self.samples)
+        low, high = wilson_interval(count - self.wrong, count)
+        return {
+            "exact_match": self.exact_match,
+            "exact_match_low": low,
+            "exact_match_high": high,
+            "cer": self.cer,
+            "n": count,
+            "wrong": self.wrong,
+        }
+
+    def with_repeats(self) -> "Evaluation":
+        """Return the part whose labels have the same character twice in a row; its loss is not known (nan)."""
+        kept = [i for i, text in enumerate(self.references) if any(a == b for a, b in pairwise(text))]
+        return Evaluation([self.samples[i] for i in kept], [self.readings[i] for i in kept], float("nan"))
+
+
+def evaluate(recognizer: Recognizer, samples: Sequence[Sample]) -> Evaluation:
+    """Read every sample greedily, as the served model does by default."""
+    vocabulary = recognizer.vocabulary
+    readings: dict[int, Reading] = {}
+    losses: list[float] = []
+    for members, log_probs in recognizer.log_probs([sample.image for sample in samples]):
+        readings |= zip(members, recognizer.decode(log_probs), strict=True)
+        texts = [samples[i].text for i in members]
+        spelled = [n for n, text in enumerate(texts) if not vocabulary.missing(text)]
+        targets = [vocabulary.encode(texts[n]) for n in spelled]
+        losses += (-text_log_probability(log_probs[:, spelled], targets)).tolist()
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    loss = sum(finite) / len(finite) if finite else math.nan
+    return Evaluation(samples, [readings[i] for i in range(len(samples))], loss)
+
+
+def disagreement(first: Recognizer, second: Recognizer, samples: Sequence[Sample]) -> str | None:
+    """Return in one line how two engines of one model differ on the samples, None where they agree.
+
+    They agree when they read the same texts and no log-probability differs by more than LOG_PROBS_TOLERANCE: by
+    itself down to -1, relative to it below, where single precision has no more digits.
+    """
+    images = [sample.image for sample in samples]
+    differing = 0
+    for (_, a), (_, b) in zip(first.log_probs(images), second.log_probs(images), strict=True):
+        largest = float((np.abs(a - b) / np.maximum(1, np.abs(a))).max())
+        if not largest <= LOG_PROBS_TOLERANCE:
+            return f"log-probabilities differ by {largest:.2g}, more than {LOG_PROBS_TOLERANCE:g}"
+        differing += sum(x.text != y.text for x, y in zip(first.decode(a), second.decode(b), strict=True))
+    return f"{differing} of {len(images)} texts differ" if differing else None

@@ -1,0 +1,1 @@
+"""One file for each use case: settings → tracked run → outcome."""

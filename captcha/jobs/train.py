@@ -1,0 +1,500 @@
+"""Train and evaluate, each tracked as one MLflow run, with the parts that other use cases share; predict without."""
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import mlflow
+import pandas as pd
+import torch
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from tqdm import tqdm
+
+from captcha.data import samples as data
+from captcha.data.samples import DataError, Sample, Split
+from captcha.drawing import rendering as synthesis
+from captcha.drawing.styles import StyleError, load_style
+from captcha.evaluation import results as evaluation
+from captcha.evaluation.metrics import character_confusion
+from captcha.evaluation.plots import confusion_figure, learning_curves, prediction_grid
+from captcha.evaluation.results import Evaluation, disagreement
+from captcha.reading import serving
+from captcha.reading.images import ImageError, decode_image
+from captcha.reading.recognizer import Decoder, Reading, Recognizer, save_recognizer
+from captcha.reading.vocabulary import Vocabulary
+from captcha.settings import CHAMPION, FRAME_STRIDE, TrainConfig, project_root
+from captcha.tracking import registry
+from captcha.tracking.registry import LOGGED_MODEL, WEIGHTS_FILE, WEIGHTS_FOLDER, TrainedModel, tracked_run
+from captcha.training.batches import DrawnSamples, endless_batches
+from captcha.training.loop import (
+    EpochResult,
+    TrainingError,
+    choose_device,
+    diagnosis,
+    shuffled_batches,
+    torch_recognizer,
+    train_epochs,
+)
+from captcha.training.model import Crnn, Start, to_onnx
+
+DRAWN_IMAGES = 2500
+"""How many images `draw:STYLE` draws and splits: validation, test, and an epoch's worth, which training goes beyond."""
+
+EPOCHS_PER_PICTURE = 5
+
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a training left behind."""
+
+    run_id: str
+    figures: dict[str, float]
+    model_name: str
+    model_version: int
+    message: str
+    example: str
+    """Path of an image to try the model on."""
+
+    def summary(self) -> str:
+        """Return the closing lines for a person: the figure, the model, the next commands."""
+        return f"""
+{exact_match_line("the test split", self.figures)}
+{self.message}
+
+{next_commands(self.model_name, self.model_version, self.example)}"""
+
+
+def exact_match_line(images: str, figures: Mapping[str, float]) -> str:
+    """Return for a person how many of these images were read exactly, with the interval."""
+    return (
+        f"exact match on {images}: {figures['exact_match']:.2%} of {figures['n']:.0f} images "
+        f"(95 % interval {figures['exact_match_low']:.2%} to {figures['exact_match_high']:.2%})"
+    )
+
+
+def next_commands(name: str, version: int, example: str) -> str:
+    """Return the lines that tell a person how to look at the runs, and how to use this version of the model."""
+    uri = f"models:/{name}" + (f"@{CHAMPION}" if registry.is_champion(name, version) else f"/{version}")
+    return f"""compare the runs      {_command("mlflow")} ui
+serve the model       {_command("mlflow")} models serve -m {uri} --env-manager local -p 5001
+read one image        {_command("captcha")} predict {example} --model {uri}"""
+
+
+def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
+    """Train as configured in one tracked run, register the model, and return what came of it.
+
+    Raises:
+        DataError: the data has problems; all of them are echoed first.
+        RegistryError: there is no such model to go on from.
+        TrainingError: the model to go on from is of another kind, the training cannot go on, or the exported model
+            does not agree with the trained one.
+    """
+    with tracked_run(f"{config.backbone} on {short_name(config.data)}, seed {config.seed}") as run:
+        before = _trained_before(config)
+        split = load_split(config, echo)
+        example = example_of(config, split.test[0])
+        tested = learn(config, split, before, example, echo)
+        name, version, message = registry.register(run.info.run_id, config.name)
+    return TrainOutcome(run.info.run_id, tested.figures(), name, version, message, os.path.relpath(example))
+
+
+def learn(config: TrainConfig, split: Split, before: TrainedModel | None, example: Path, echo: Echo) -> Evaluation:
+    """Train on a split in the active run, log all that comes of it, and return what the model reads of the test part.
+
+    Raises:
+        TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
+    """
+    vocabulary = _vocabulary(config, split, echo)
+    log_inputs(config, split, vocabulary)
+    echo(
+        f"training {config.backbone} on {choose_device()}: {len(split.train)} images, {len(split.validation)} for "
+        f"validation, {len(split.test)} for the test, {len(vocabulary.characters)} characters"
+    )
+    start = start_from(config, before, vocabulary, echo) if before else None
+    model, results = fit(config, split, vocabulary, echo, start)
+    log_weights(model)
+    tested = log_recognizer(model, vocabulary, config.height, split, example)
+    assert tested  # a split has a test part
+    mlflow.log_figure(learning_curves(results), "learning_curves.png")
+    return tested
+
+
+def log_weights(model: Crnn) -> None:
+    """Log the weights that a training can go on from, and their sha256."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / WEIGHTS_FILE
+        save_file(dict(model.state_dict()), file)
+        mlflow.log_artifact(str(file), WEIGHTS_FOLDER)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    mlflow.set_tag(f"sha256.{WEIGHTS_FILE}", digest)
+
+
+def log_recognizer(model: Crnn, vocabulary: Vocabulary, height: int, split: Split, example: Path) -> Evaluation | None:
+    """Export the model, check it on the validation images, test it where there are test images, and log it.
+
+    Raises:
+        TrainingError: the exported model does not agree with the trained one.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / serving.ARTIFACT
+        digests = save_recognizer(folder, to_onnx(model, height), vocabulary, height)
+        recognizer = Recognizer.load(folder)
+        if difference := disagreement(torch_recognizer(model, vocabulary, height), recognizer, split.validation):
+            raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
+        mlflow.set_tags({f"sha256.{name}": digest for name, digest in digests.items()})
+        tested = evaluation.evaluate(recognizer, split.test) if split.test else None
+        if tested:
+            log_test(tested)
+        serving.log_model(LOGGED_MODEL, folder, example.read_bytes())
+    return tested
+
+
+def _trained_before(config: TrainConfig) -> TrainedModel | None:
+    """Return the model that the training goes on from, None where it starts from scratch.
+
+    Raises:
+        RegistryError: there is no such model.
+        TrainingError: its backbone or height is another.
+    """
+    if config.init is None:
+        return None
+    found = registry.load_trained(config.init)
+    if (found.backbone, found.height) != (config.backbone, config.height):
+        raise TrainingError(
+            f"{found.uri} is {found.backbone} for height {found.height}, not {config.backbone} for {config.height}: "
+            f"pass --backbone {found.backbone} --height {found.height} to go on from it"
+        )
+    return found
+
+
+def start_from(config: TrainConfig, found: TrainedModel, vocabulary: Vocabulary, echo: Echo) -> Start:
+    """Return the weights to go on from; log where they come from and say what is new to them.
+
+    Raises:
+        TrainingError: they are damaged.
+    """
+    try:
+        start = Start(load(found.weights), found.vocabulary)
+    except SafetensorError as error:
+        raise TrainingError(f"{found.uri}: the weights of run {found.run_id} are damaged: {error}") from None
+    mlflow.log_params({"init_used": found.uri, "init_run": found.run_id})
+    new = found.vocabulary.missing(vocabulary.characters)
+    echo(f"going on from {found.uri}{f', new characters: {new}' if new else ''}")
+    if new == vocabulary.characters:
+        echo(f"warning: no character of {new} is known to {found.uri}: only what it sees in images is gone on from")
+    if _may_have_learned_the_test(config, found):
+        echo(
+            f"warning: {found.uri} has learned from {found.data}, split in another way: the figures flatter where it "
+            "knows images that are held back now; test on others with --test-data"
+        )
+    return start
+
+
+def _may_have_learned_the_test(config: TrainConfig, found: TrainedModel) -> bool:
+    """Tell whether the test's folder is the one that the model was trained on, split in another way."""
+    folder = config.test_data or config.data
+    same_folder = not folder.startswith("draw:") and Path(folder).resolve() == Path(found.data).resolve()
+    return same_folder and not (config.test_data is None and found.test_data == "none" and found.seed == config.seed)
+
+
+def fit(
+    config: TrainConfig,
+    split: Split,
+    vocabulary: Vocabulary,
+    echo: Echo,
+    start: Start | None = None,
+    keep_last: bool = False,
+) -> tuple[Crnn, list[EpochResult]]:
+    """Return the model of the best epoch, on the CPU, and the results of all epochs, each logged as it came.
+
+    keep_last: the last epoch's in place of the best one's, where validation cannot tell.
+    """
+    results: list[EpochResult] = []
+    weights: dict[str, torch.Tensor] = {}
+    for result in train_epochs(config, split, vocabulary, _progress, _batches(config, split), start):
+        results.append(result)
+        if start and result.epoch == 0:
+            echo(f"before training it reads {result.validation.exact_match:.2%} of the validation images")
+        if result.epoch == 0:
+            mlflow.log_params({"model_parameters": sum(p.numel() for p in result.model.parameters())})
+        _log_epoch(config, result, echo)
+        if result.chosen or keep_last:
+            weights = {key: value.detach().cpu().clone() for key, value in result.model.state_dict().items()}
+            best_epoch = result.epoch
+        if result.epoch == config.epochs // 3:
+            _warn(diagnosis(result), echo)
+    _warn(diagnosis(results[-1]), echo)
+    mlflow.log_metrics({"best_epoch": best_epoch})
+    model = results[-1].model.cpu().to(memory_format=torch.contiguous_format)
+    model.load_state_dict(weights)
+    return model, results
+
+
+def _batches(config: TrainConfig, split: Split) -> Iterator[list[Sample]] | None:
+    """Return batches without end of drawn images, or half of them drawn; None where the folder's are all."""
+    if not (config.drawn_style or config.drawn):
+        return None
+    drawn = drawn_samples(config, {sample.text for sample in [*split.validation, *split.test]})
+    if config.drawn_style:
+        return endless_batches(drawn, config.batch_size, start=DRAWN_IMAGES)
+    half = config.batch_size // 2
+    real = shuffled_batches(split.train, config.batch_size - half, torch.Generator().manual_seed(config.seed))
+    return (a + b for a, b in zip(real, endless_batches(drawn, half, start=0), strict=True))
+
+
+def _warn(warning: str | None, echo: Echo) -> None:
+    if warning:
+        echo(f"warning: {warning}")
+
+
+def evaluate(folder: str, model: str, echo: Echo) -> dict[str, float]:
+    """Measure a registered or logged model on a folder of labelled images, in a tracked run of its own.
+
+    Raises:
+        DataError: the folder has problems; all of them are echoed first.
+    """
+    recognizer = registry.load_recognizer(model)
+    samples = read_folder(folder, recognizer.height, None, echo)
+    with tracked_run(f"evaluate {short_name(folder)}"):
+        log_missing_params({"data": folder, "model": model, "test_digest": data.digest(samples)})
+        tested = evaluation.evaluate(recognizer, samples)
+        log_test(tested)
+    return tested.figures()
+
+
+def predict(files: Sequence[Path], model: str, decoder: Decoder, beam_width: int) -> list[Reading | ImageError]:
+    """Return what each file says, or why it cannot be read, in their order."""
+    recognizer = registry.load_recognizer(model)
+    outcomes: list[Reading | ImageError] = []
+    for file in files:
+        try:
+            outcomes.append(recognizer.read([decode_image(file.read_bytes())], decoder, beam_width)[0])
+        except ImageError as error:
+            outcomes.append(error)
+        except OSError as error:
+            outcomes.append(ImageError(f"cannot be read: {error.strerror}"))
+    return outcomes
+
+
+def load_split(config: TrainConfig, echo: Echo) -> Split:
+    """Return the samples that a configuration names, in their three parts.
+
+    A fixed validation or test set takes the place of the part that would have been split off, which is trained on.
+
+    Raises:
+        DataError: the data has problems; all of them are echoed first.
+    """
+    vocabulary = Vocabulary(config.vocabulary) if config.vocabulary else None
+    if config.drawn_style:
+        endless = drawn_samples(config)
+        samples = [endless[i] for i in range(DRAWN_IMAGES)]
+    else:
+        samples = read_folder(config.data, config.height, vocabulary, echo)
+    fixed = [
+        read_folder(folder, config.height, vocabulary, echo) if folder else None
+        for folder in (config.val_data, config.test_data)
+    ]
+    if fixed == [None, None]:
+        return data.split(samples, config.seed)
+    validation, test = fixed
+    parts = data.split(samples, config.seed) if validation is None or test is None else Split(samples, [], [])
+    split = Split(
+        parts.train + (parts.validation if validation else []) + (parts.test if test else []),
+        validation or parts.validation,
+        test or parts.test,
+    )
+    _refuse(data.leaks(split.train, [*split.validation, *split.test]), echo)
+    return split
+
+
+def drawn_samples(config: TrainConfig, without: Collection[str] = frozenset()) -> DrawnSamples:
+    """Return the samples of the configured style, without end.
+
+    Raises:
+        StyleError: there is no such style, or it draws characters outside the vocabulary.
+        ValueError: no font can draw it.
+    """
+    name = config.drawn_style or config.drawn or ""
+    style = load_style(name)
+    if config.vocabulary and (missing := Vocabulary(config.vocabulary).missing(style.alphabet)):
+        raise StyleError(
+            f"the style {name} draws {missing!r}, which is outside the vocabulary: take the style that the model was "
+            "trained on, or one of your own without these characters"
+        )
+    fonts, _ = synthesis.fonts_for(style, synthesis.default_fonts())
+    return DrawnSamples(style, fonts, config.height, config.seed, without)
+
+
+def read_folder(
+    folder: str, height: int, vocabulary: Vocabulary | None, echo: Echo, labelled: bool = True
+) -> list[Sample]:
+    """Return the samples of a folder, resized to the height, while a bar shows how far it is.
+
+    Raises:
+        DataError: the folder has problems; all of them are echoed first.
+    """
+    with tqdm(desc=f"reading {folder}", unit="image", disable=None, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        if labelled:
+            samples, problems, _ = data.read_samples(Path(folder), height, vocabulary, FRAME_STRIDE, progress)
+        else:
+            samples, problems = data.read_images(Path(folder), height, progress)
+    _refuse(problems, echo)
+    return samples
+
+
+def _refuse(problems: Sequence[data.Problem], echo: Echo) -> None:
+    """Echo all problems; raise where one is fatal."""
+    if problems:
+        echo(data.format_problems(problems))
+    fatal = sum(problem.fatal for problem in problems)
+    if fatal:
+        raise DataError(f"{fatal} {'problem' if fatal == 1 else 'problems'} in the data, see above")
+
+
+def _vocabulary(config: TrainConfig, split: Split, echo: Echo) -> Vocabulary:
+    """Return the configured vocabulary, or that of the training labels and of the style drawn beside them."""
+    if config.vocabulary:
+        return Vocabulary(config.vocabulary)
+    drawn = [load_style(config.drawn).alphabet] if config.drawn else []
+    vocabulary = Vocabulary.from_texts([*(sample.text for sample in split.train), *drawn])
+    unseen = Counter(c for s in [*split.validation, *split.test] for c in vocabulary.missing(s.text))
+    if unseen:
+        listed = " ".join(sorted(unseen))
+        echo(f"warning: no training label holds {listed}: the labels with them, held back, cannot be read right")
+    return vocabulary
+
+
+def _progress(steps: "range") -> "tqdm[int]":
+    return tqdm(steps, unit="step", disable=None, leave=False)
+
+
+def log_inputs(config: TrainConfig, split: Split, vocabulary: Vocabulary) -> None:
+    """Log the settings, what follows from them, and the data sets as MLflow's inputs."""
+    sides = {"train": split.train, "validation": split.validation, "test": split.test}
+    digests = {side: data.digest(samples) for side, samples in sides.items()}
+    log_missing_params(
+        {
+            **config.model_dump(),
+            **{f"{side}_images": len(samples) for side, samples in sides.items()},
+            **{f"{side}_digest": digest for side, digest in digests.items()},
+            "split_digest": split.digest,
+            "vocabulary_used": vocabulary.characters,
+            "device": str(choose_device()),
+        }
+    )
+    mlflow.set_tags({"backbone": config.backbone, "data": config.data})
+    folders = {"train": None, "validation": config.val_data, "test": config.test_data}
+    for side, fixed in folders.items():
+        folder = fixed or config.data
+        dataset = MetaDataset(_source(folder), name=f"{short_name(folder)}-{side}", digest=digests[side])  # type: ignore[abstract]
+        mlflow.log_input(dataset, context=side)
+
+
+def _source(folder: str) -> DatasetSource:
+    if folder.startswith("draw:"):
+        return CodeDatasetSource({"drawn": folder})
+    source: DatasetSource = LocalArtifactDatasetSource(Path(folder).resolve().as_uri())
+    return source
+
+
+def log_missing_params(params: Mapping[str, object]) -> None:
+    """Log what the run does not have yet: `mlflow run` has logged some, and refuses a change in their spelling.
+
+    None is logged as none, as it is written on the command line.
+    """
+    run = mlflow.active_run()
+    known = mlflow.get_run(run.info.run_id).data.params if run else {}
+    missing = {key: value for key, value in params.items() if key not in known}
+    mlflow.log_params({key: "none" if value is None else value for key, value in missing.items()})
+
+
+def _log_epoch(config: TrainConfig, result: EpochResult, echo: Echo) -> None:
+    validation = result.validation
+    metrics = {"val/loss": validation.loss, "val/exact_match": validation.exact_match, "val/cer": validation.cer}
+    if result.train_loss is not None:
+        metrics |= {
+            "train/loss": result.train_loss,
+            "train/lr": result.learning_rate,
+            "train/images_per_second": result.images_per_second,
+            "train/epoch_seconds": result.epoch_seconds,
+        }
+        echo(
+            f"epoch {result.epoch:3}/{config.epochs}  loss {result.train_loss:7.3f}  val loss {validation.loss:7.3f}  "
+            f"exact match {validation.exact_match:7.2%}  {result.images_per_second:5.0f} images/s"
+            f"{'  *' if result.chosen else ''}"
+        )
+    mlflow.log_metrics(metrics, step=result.epoch)
+    if result.epoch % EPOCHS_PER_PICTURE == 0 or result.epoch == config.epochs:
+        mlflow.log_image(prediction_grid(validation), key="val/predictions", step=result.epoch)
+
+
+def log_test(tested: Evaluation) -> None:
+    """Log the figures of a test, every prediction, the confusions and a picture."""
+    metrics = {f"test/{key}": value for key, value in tested.figures().items()}
+    repeats = tested.with_repeats()
+    if repeats.samples:
+        metrics["test/exact_match_repeats"] = repeats.exact_match
+        metrics["test/n_repeats"] = len(repeats.samples)
+    mlflow.log_metrics(metrics)
+    mlflow.log_table(
+        pd.DataFrame(
+            {
+                "file": [sample.name for sample in tested.samples],
+                "label": tested.references,
+                "prediction": tested.predictions,
+                "right": [p == r for p, r in zip(tested.predictions, tested.references, strict=True)],
+                "confidence": [reading.confidence for reading in tested.readings],
+            }
+        ),
+        "test_predictions.json",
+    )
+    confusion = character_confusion(tested.predictions, tested.references)
+    rows = [(label, read, count) for (label, read), count in confusion.most_common()]
+    mlflow.log_table(pd.DataFrame(rows, columns=["label", "prediction", "count"]), "test_confusion.json")
+    mlflow.log_figure(confusion_figure(tested), "test_confusion.png")
+    mlflow.log_image(prediction_grid(tested), artifact_file="test_predictions.png")
+
+
+def example_of(config: TrainConfig, sample: Sample) -> Path:
+    """Return the path of an image to try the model on; a drawn one is written beside the runs."""
+    folder = config.test_data or config.data
+    if config.drawn_style is None or config.test_data:
+        return Path(folder) / sample.name
+    path = project_root() / "mlruns" / f"example-{sample.text.replace('/', '_')}.png"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", sample.image[:, :, ::-1])[1].tobytes())
+    return path
+
+
+def short_name(folder: str) -> str:
+    """Return the last part of a folder's path, or draw:STYLE as it is."""
+    return folder if folder.startswith("draw:") else Path(folder).resolve().name
+
+
+def _command(tool: str) -> str:
+    """Return how a person's shell, in the folder this runs in, calls a tool of this environment on these runs."""
+    folder = Path(sys.executable).parent
+    # A .venv inside the project is on PATH while make runs, not in the shell that make was called from.
+    if str(folder) not in os.environ.get("PATH", "").split(os.pathsep) or project_root() in folder.parents:
+        tool = os.path.relpath(folder / tool)
+    # Without a word, MLflow takes the mlflow.db of the folder it is called in.
+    uri = mlflow.get_tracking_uri()
+    return tool if uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}" else f"MLFLOW_TRACKING_URI={uri} {tool}"

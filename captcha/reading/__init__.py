@@ -1,0 +1,1 @@
+"""Image bytes → text; copied whole into every registered model."""

@@ -1,0 +1,205 @@
+"""Images → texts: the exported model with its vocabulary and height, saved and loaded as one folder."""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from captcha.reading.ctc import beam_search_decode, character_confidences, greedy_decode, text_log_probability
+from captcha.reading.images import padded_width, resize_to_height, stack
+from captcha.reading.vocabulary import Vocabulary
+
+FORMAT = 1
+MODEL_FILE = "model.onnx"
+SETTINGS_FILE = "recognizer.json"
+COLUMNS_AT_ONCE = 8192
+"""Columns of pixels that go through the model in one batch: bounds the memory, whatever the images' widths."""
+
+Image = NDArray[np.uint8]
+Decoder = Literal["greedy", "beam"]
+
+
+class RecognizerError(ValueError):
+    """A folder that holds no sound recognizer, or a model that does not answer as one; one line."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an image says: the text, its probability, and of each character that against any other in its place."""
+
+    text: str
+    confidence: float
+    character_confidences: list[float]
+
+
+class Recognizer:
+    """Reads images with a model, whichever engine runs it; threads may share one.
+
+    `log_probs_of` takes uint8 images (N, 3, height, W), RGB, and returns their log_probs (T, N, C), C being
+    `vocabulary.classes`.
+    """
+
+    def __init__(
+        self, log_probs_of: Callable[[Image], NDArray[np.float32]], vocabulary: Vocabulary, height: int
+    ) -> None:
+        self.log_probs_of = log_probs_of
+        self.vocabulary = vocabulary
+        self.height = height
+
+    @classmethod
+    def load(cls, folder: Path) -> "Recognizer":
+        """Return the recognizer that `save_recognizer` wrote, run by ONNX Runtime on the CPU.
+
+        Raises:
+            RecognizerError: a file is missing, of an unknown format, damaged or not the one that was saved.
+        """
+        settings = _read(folder / SETTINGS_FILE)
+        try:
+            saved = json.loads(settings)
+            if saved["format"] != FORMAT:
+                raise RecognizerError(
+                    f"{folder / SETTINGS_FILE} has format {saved['format']!r}, this version reads {FORMAT}: "
+                    "use the version that wrote it"
+                )
+            vocabulary, height, sha256 = Vocabulary(saved["vocabulary"]), int(saved["height"]), saved["sha256"]
+            expected = {MODEL_FILE: sha256[MODEL_FILE], SETTINGS_FILE: sha256[SETTINGS_FILE]}
+        except RecognizerError:
+            raise
+        except (ValueError, TypeError, KeyError) as error:
+            raise RecognizerError(f"{folder / SETTINGS_FILE} is damaged: {error!r}") from None
+        model = _read(folder / MODEL_FILE)
+        found = {MODEL_FILE: _sha256(model), SETTINGS_FILE: _settings_sha256(vocabulary, height)}
+        for name, digest in found.items():
+            if digest != expected[name]:
+                raise RecognizerError(f"{folder / name} is not the file that was saved: its sha256 differs")
+        return cls(_onnx_runtime(model, folder / MODEL_FILE), vocabulary, height)
+
+    def read(self, images: Sequence[Image], decoder: Decoder = "greedy", beam_width: int = 10) -> list[Reading]:
+        """Return what each image, (H, W, 3) RGB of any size, says.
+
+        Images are batched with those of the same padded width only: a reading does not depend on the images
+        that came with it.
+
+        Raises:
+            ValueError: unknown decoder, or `beam_width` below 1.
+            RecognizerError: the model's answer does not fit the vocabulary, or holds NaN.
+        """
+        if decoder not in get_args(Decoder):
+            raise ValueError(f"unknown decoder {decoder!r}: use {' or '.join(get_args(Decoder))}")
+        readings: dict[int, Reading] = {}
+        for members, log_probs in self.log_probs(images):
+            readings |= zip(members, self.decode(log_probs, decoder, beam_width), strict=True)
+        return [readings[i] for i in range(len(images))]
+
+    def log_probs(self, images: Sequence[Image]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Yield the model's log_probs (T, N, C) batch by batch, each with its N images' places in the sequence.
+
+        A batch holds images of one padded width.
+
+        Raises:
+            RecognizerError: the model's answer does not fit the vocabulary, or holds NaN.
+        """
+        by_width: dict[int, list[int]] = defaultdict(list)
+        resized = [resize_to_height(image, self.height) for image in images]
+        for i, image in enumerate(resized):
+            by_width[padded_width(image.shape[1])].append(i)
+        for width, members in by_width.items():
+            size = max(1, COLUMNS_AT_ONCE // width)
+            for start in range(0, len(members), size):
+                batch = members[start : start + size]
+                yield batch, self._checked_log_probs(stack([resized[i] for i in batch]))
+
+    def _checked_log_probs(self, batch: Image) -> NDArray[np.float32]:
+        log_probs = self.log_probs_of(batch)
+        if log_probs.ndim != 3 or log_probs.shape[1:] != (len(batch), self.vocabulary.classes):
+            raise RecognizerError(
+                f"the model gave {log_probs.shape}, wanted (T, {len(batch)}, {self.vocabulary.classes}): "
+                "model and vocabulary do not belong together"
+            )
+        if np.isnan(log_probs).any():
+            raise RecognizerError("the model gave NaN: its weights are broken")
+        return log_probs
+
+    def decode(
+        self, log_probs: NDArray[np.float32], decoder: Decoder = "greedy", beam_width: int = 10
+    ) -> list[Reading]:
+        """Return what log_probs (T, N, C) say, with the exact CTC probability of each text."""
+        labels = greedy_decode(log_probs) if decoder == "greedy" else beam_search_decode(log_probs, beam_width)
+        # Rounding in the model's float32 can lift a certain text a little above 1.
+        confidences = np.minimum(np.exp(text_log_probability(log_probs, labels)), 1.0)
+        characters = character_confidences(log_probs, labels)
+        return [
+            Reading(self.vocabulary.decode(text), float(confidence), shares)
+            for text, confidence, shares in zip(labels, confidences, characters, strict=True)
+        ]
+
+
+def save_recognizer(folder: Path, model: bytes, vocabulary: Vocabulary, height: int) -> dict[str, str]:
+    """Write what `Recognizer.load` reads, and return the sha256 of each file's content by its name.
+
+    `model` is an ONNX graph, its weights inside: uint8 `images` (N, 3, height, W) to float32 `log_probs` (T, N, C).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sha256 = {MODEL_FILE: _sha256(model), SETTINGS_FILE: _settings_sha256(vocabulary, height)}
+    settings = {"format": FORMAT, "vocabulary": vocabulary.characters, "height": height, "sha256": sha256}
+    (folder / MODEL_FILE).write_bytes(model)
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    return sha256
+
+
+def _onnx_runtime(model: bytes, path: Path) -> Callable[[Image], NDArray[np.float32]]:
+    """Return the function that an ONNX graph is; `path` is for messages only."""
+    options = onnxruntime.SessionOptions()
+    # A server reads in several threads of its own: few for each model, and none that waits by spinning.
+    options.intra_op_num_threads = min(4, os.cpu_count() or 1)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.use_deterministic_compute = True
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        raise RecognizerError(f"{path} is no model that ONNX Runtime can run: {_line(error)}") from None
+    inputs = [(each.name, each.type) for each in session.get_inputs()]
+    outputs = [(each.name, each.type) for each in session.get_outputs()]
+    if inputs != [("images", "tensor(uint8)")] or outputs != [("log_probs", "tensor(float)")]:
+        raise RecognizerError(
+            f"{path} must take images, tensor(uint8), and give log_probs, tensor(float): "
+            f"it takes {inputs} and gives {outputs}"
+        )
+
+    def log_probs_of(images: Image) -> NDArray[np.float32]:
+        try:
+            (log_probs,) = session.run(["log_probs"], {"images": images})
+        except Exception as error:
+            raise RecognizerError(f"the model failed on images of shape {images.shape}: {_line(error)}") from None
+        return np.asarray(log_probs, np.float32)
+
+    return log_probs_of
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RecognizerError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _settings_sha256(vocabulary: Vocabulary, height: int) -> str:
+    """Return the sha256 of what the settings say; of the file itself it could not stand in the file."""
+    content: dict[str, Any] = {"format": FORMAT, "height": height, "vocabulary": vocabulary.characters}
+    return _sha256(json.dumps(content, sort_keys=True).encode())
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

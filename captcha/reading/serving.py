@@ -1,0 +1,159 @@
+"""The registered model: a request's images → `Recognizer` → texts, as MLflow's pyfunc.
+
+MLflow runs a copy of this file in the serving process ("models from code": nothing is pickled), and beside it
+the package `captcha.reading`, which imports no more than `SERVED_PACKAGES` and pandas, which comes with mlflow.
+"""
+
+import base64
+import binascii
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.models.model import ModelInfo
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array
+
+from captcha.reading.images import MAX_BYTES, Image, ImageError, decode_image, resize_to_height
+from captcha.reading.recognizer import Decoder, Recognizer, RecognizerError
+
+MAX_ROWS = 1024
+MAX_BEAM_WIDTH = 100
+SERVED_PACKAGES = ("mlflow", "onnxruntime", "numpy", "opencv-python-headless")
+ARTIFACT = "recognizer"
+
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.string, "image")]),
+    outputs=Schema(
+        [
+            ColSpec(DataType.string, "text"),
+            ColSpec(DataType.double, "confidence"),
+            ColSpec(Array(DataType.double), "character_confidences"),
+        ]
+    ),
+    params=ParamSchema([ParamSpec("decoder", DataType.string, "greedy"), ParamSpec("beam_width", DataType.long, 10)]),
+)
+
+
+class RequestError(MlflowException):
+    """What a caller did wrong, in one line: HTTP status 400."""
+
+    def __init__(self, line: str, error_code: int = INVALID_PARAMETER_VALUE) -> None:
+        super().__init__(line, error_code=error_code)
+        self.line = line
+
+    def serialize_as_json(self) -> str:
+        """Return the body of the server's answer: the line alone, MLflow's server would put the whole request first."""
+        self.message = self.line
+        return str(super().serialize_as_json())  # type: ignore[no-untyped-call]
+
+
+class CaptchaModel(PythonModel):
+    """Reads the images of a request; all of them, or none where one is bad."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the recognizer, whose files are checked against their sha256."""
+        self.recognizer = Recognizer.load(Path(context.artifacts[ARTIFACT]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Return text, confidence and character_confidences of each row's `image`.
+
+        An image is a file's content, in base64 with or without a `data:` prefix and line breaks, or as bytes.
+
+        Raises:
+            RequestError: naming the bad rows, the first being row 0, or the bad parameter.
+        """
+        params = params or {}
+        decoder, beam_width = params.get("decoder", "greedy"), params.get("beam_width", 10)
+        if decoder not in get_args(Decoder):
+            raise RequestError(f"decoder must be {' or '.join(get_args(Decoder))}, not {decoder!r:.40}")
+        if not isinstance(beam_width, int) or not 1 <= beam_width <= MAX_BEAM_WIDTH:
+            raise RequestError(f"beam_width must be 1 to {MAX_BEAM_WIDTH}, not {beam_width}")
+        if len(model_input) > MAX_ROWS:
+            raise RequestError(f"{len(model_input)} rows, more than the {MAX_ROWS} allowed in one request")
+        images, problems = self._images(model_input["image"])
+        if problems:
+            more = f"; and {len(problems) - 3} rows more" if len(problems) > 3 else ""
+            raise RequestError("; ".join(problems[:3]) + more + " (the first row is row 0)")
+        try:
+            readings = self.recognizer.read(images, decoder, beam_width)
+        except RecognizerError as error:  # the model's fault, not the caller's
+            raise RequestError(str(error), INTERNAL_ERROR) from None
+        return pd.DataFrame(
+            {
+                "text": pd.Series([reading.text for reading in readings], dtype=object),
+                "confidence": pd.Series([reading.confidence for reading in readings], dtype=float),
+                "character_confidences": pd.Series([r.character_confidences for r in readings], dtype=object),
+            }
+        )
+
+    def _images(self, values: "pd.Series[Any]") -> tuple[list[Image], list[str]]:
+        """Return the images, at once in the recognizer's height to need little memory, and what is wrong with rows."""
+        images, problems = [], []
+        for row, value in enumerate(values):
+            try:
+                images.append(resize_to_height(decode_image(_content(value)), self.recognizer.height))
+            except ImageError as error:
+                problems.append(f"row {row}: {error}")
+        return images, problems
+
+
+def _content(value: object) -> bytes:
+    """Return the bytes of an image file as a request gives them.
+
+    Raises:
+        ImageError: null, neither text nor bytes, not base64, or too long.
+    """
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    if not isinstance(value, str):
+        if pd.Series([value], dtype=object).isna().item():
+            raise ImageError("the image is null")
+        raise ImageError(f"the image must be text in base64, not {type(value).__name__}")
+    if value == "None":  # what MLflow makes of a null in `inputs` and `instances`
+        raise ImageError("the image is null")
+    text = "".join(value.split())
+    if text[:5].lower() == "data:":
+        kind, _, text = text.partition(",")
+        if not kind.lower().endswith(";base64"):
+            raise ImageError("the image's data: prefix must end in ;base64 and a comma")
+    if len(text) > -(-MAX_BYTES // 3) * 4:
+        raise ImageError(f"the image has more than the {MAX_BYTES // 2**20} MB allowed")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ImageError("the image is not base64") from None
+
+
+def log_model(name: str, recognizer: Path, example: bytes) -> ModelInfo:
+    """Log the recognizer in that folder to the active run as a model that MLflow can serve.
+
+    The model keeps the folder under its name in `artifacts/`; name it `ARTIFACT`, so that it is found there.
+    `example` is an image file's content, for the model's input example.
+    """
+    reading = Path(__file__).parent
+    with tempfile.TemporaryDirectory() as temporary:
+        code = Path(temporary) / "captcha"
+        shutil.copytree(reading, code / reading.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(reading.parent / "__init__.py", code)
+        info: ModelInfo = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(reading / "serving.py"),
+            code_paths=[str(code)],
+            artifacts={ARTIFACT: str(recognizer)},
+            signature=SIGNATURE,
+            input_example=pd.DataFrame({"image": [base64.b64encode(example).decode()]}),
+            pip_requirements=[f"{each}=={version(each)}" for each in SERVED_PACKAGES],
+        )
+    return info
+
+
+mlflow.models.set_model(CaptchaModel())

@@ -1,0 +1,1 @@
+"""Samples → weights; with the jobs that train, the only place of torch."""

@@ -1,0 +1,227 @@
+"""The CRNN: convolutional features → GRU ×2 → log_probs (T, N, C)."""
+
+import copy
+import math
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import ResNet18_Weights, resnet18
+
+from captcha.reading.vocabulary import BLANK, Vocabulary
+from captcha.settings import FRAME_STRIDE, Backbone
+
+HIDDEN = 128
+"""Features of each direction of a GRU layer."""
+
+GRU_SHARE = 0.5
+"""Share of the images of a training batch whose logits the GRU takes part in."""
+
+BLANK_PRIOR = 0.75
+"""Probability of the blank in a frame, about, before training."""
+
+LOGIT_LIMIT = 15.0
+"""Logits lie between minus and plus this: e^-30 is unlikely enough, and single precision holds such logits to 1e-4."""
+
+
+class PretrainedError(ValueError):
+    """Pretrained weights that cannot be had; one line that says why and what to do."""
+
+
+class StartError(ValueError):
+    """Weights that a training cannot go on from; one line that says why and what to do."""
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 × 3 convolutions with batch norm beside a shortcut (He et al., 2016, doi:10.1109/CVPR.2016.90)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: tuple[int, int]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if channels_in != channels_out or stride != (1, 1):
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+            )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (N, channels_out, H / stride, W / stride) from (N, channels_in, H, W)."""
+        residual = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(features)))))
+        return F.relu(residual + self.shortcut(features))
+
+
+def compact_backbone() -> tuple[nn.Module, int]:
+    """Return a small residual net, (N, 3, H, W) → (N, 128, H/16, W/4), and its output channels."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3, (2, 2), 1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(inplace=True),
+        ResidualBlock(32, 48, (2, 2)),
+        ResidualBlock(48, 96, (2, 1)),
+        ResidualBlock(96, 128, (2, 1)),
+    )
+    return net, 128
+
+
+def resnet18_backbone(pretrained: bool) -> tuple[nn.Module, int]:
+    """Return ResNet18 up to its third stage, (N, 3, H, W) → (N, 256, H/16, W/4), and its output channels.
+
+    The horizontal strides of the second and third stage are 1 in place of 2: a narrow letter needs frames of its own.
+
+    Raises:
+        PretrainedError: the pretrained weights are not here and cannot be downloaded.
+    """
+    net = resnet18()
+    if pretrained:
+        net.load_state_dict(_imagenet_weights())
+    for stage in (net.layer2, net.layer3):
+        stage[0].conv1.stride = (2, 1)
+        stage[0].downsample[0].stride = (2, 1)
+    return nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3), 256
+
+
+def _imagenet_weights() -> dict[str, Tensor]:
+    try:
+        weights: dict[str, Tensor] = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+    except Exception as error:  # no network, no such file, half a file: each has classes of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        url = ResNet18_Weights.IMAGENET1K_V1.url
+        raise PretrainedError(
+            f"the pretrained weights cannot be had from {url}: {reason:.200}; train without --pretrained, or put that "
+            f"file into {torch.hub.get_dir()}/checkpoints"
+        ) from None
+    return weights
+
+
+class Crnn(nn.Module):
+    """Convolutional features, two bidirectional GRU layers and a linear layer over the vocabulary's classes.
+
+    Args:
+        classes: characters and the blank.
+        height: of the images, in pixels; a multiple of 16.
+        dropout: share of features dropped before, between and after the GRU layers.
+    """
+
+    def __init__(
+        self, backbone: Backbone, classes: int, height: int, dropout: float = 0.1, pretrained: bool = False
+    ) -> None:
+        super().__init__()
+        self.backbone, channels = compact_backbone() if backbone == "compact" else resnet18_backbone(pretrained)
+        # One convolution as high as the feature map turns (N, channels, h, T) into (N, channels, 1, T).
+        self.conv = nn.Conv2d(channels, channels, (height // 16, 3), 1, (0, 1), bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.dropout = nn.Dropout(dropout)
+        self.gru = nn.GRU(channels, HIDDEN, num_layers=2, bidirectional=True, dropout=dropout)
+        self.head = nn.ConvTranspose1d(2 * HIDDEN, classes, 2, 2)  # a linear layer for each frame of a pair
+        self.local_head = nn.Conv1d(channels, classes, 3, 1, 1)
+        # A correction begins at nothing, and the blank with its prior: from even odds, some trainings learn for ten
+        # epochs where characters stand before they tell them apart (as for rare classes, Lin et al., arXiv:1708.02002).
+        nn.init.zeros_(self.head.weight)
+        with torch.no_grad():
+            cast(Tensor, self.local_head.bias)[BLANK] = math.log(BLANK_PRIOR / (1 - BLANK_PRIOR) * (classes - 1))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return (T, N, channels) from uint8 or float images (N, 3, H, W) with values 0 to 255."""
+        pixels = images.float()
+        # Each image by its own mean and deviation: faint captchas look like strong ones.
+        centred = pixels - pixels.mean((1, 2, 3), keepdim=True)
+        # A mean of rows' means: over all pixels at once, ONNX Runtime loses so many digits that log_probs show it.
+        deviation = centred.square().mean(3, keepdim=True).mean((1, 2), keepdim=True).sqrt()
+        pixels = centred / (deviation + 1)
+        feature_map = F.relu(self.norm(self.conv(self.backbone(pixels))))
+        return feature_map.squeeze(2).permute(2, 0, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return log_probs (T, N, C), natural logarithm, from images (N, 3, H, W) with values 0 to 255.
+
+        The logits are a sum: what the convolutions see at a frame, and what the GRU adds for its surroundings.
+        In training the GRU's part is left out for a random half of the images, in reading it counts half (as whole
+        layers do in Huang et al., 2016, arXiv:1603.09382). So each character is learned by its looks first, and the
+        GRU, which could learn whole training images by heart, stays a correction.
+        """
+        features = self.dropout(self.features(images))
+        # On a CPU in single precision always: there, the GRU's many small steps are slower in bfloat16.
+        mixed = features.is_cuda and torch.is_autocast_enabled("cuda")
+        with torch.autocast(features.device.type, enabled=mixed):
+            features = features.float()
+            local_logits = self.local_head(features.permute(1, 2, 0)).permute(2, 0, 1)
+            # The GRU steps over pairs of frames: half the steps, which take most of a training's time on a CPU.
+            pairs = F.avg_pool1d(features.permute(1, 2, 0), 2).permute(2, 0, 1)
+            sequence, _ = self.gru(pairs)
+            logits = self.head(self.dropout(sequence).permute(1, 2, 0)).permute(2, 0, 1)
+            if self.training:
+                taken: Tensor | float = torch.rand((1, len(images), 1), device=logits.device) < GRU_SHARE
+            else:
+                taken = GRU_SHARE
+            logits = (local_logits + taken * logits).float()
+            return F.log_softmax(LOGIT_LIMIT * torch.tanh(logits / LOGIT_LIMIT), dim=2)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trained model's weights and the characters that its classes stand for."""
+
+    weights: dict[str, Tensor]
+    vocabulary: Vocabulary
+
+
+HEAD_AXES = {"head.weight": 1, "head.bias": 0, "local_head.weight": 0, "local_head.bias": 0}
+"""The tensors that have a part for each class, and the axis along which the classes stand."""
+
+
+def go_on_from(start: Start, model: Crnn, vocabulary: Vocabulary) -> None:
+    """Give the model, whose classes are of `vocabulary`, the weights of the start, character by character.
+
+    The classes of the blank and of characters known to the start are copied wherever they stand; those of new
+    characters stay as they are.
+
+    Raises:
+        StartError: the weights are not those of such a model.
+    """
+    known = [c for c in vocabulary.characters if c in start.vocabulary.characters]
+    here = torch.tensor([BLANK, *vocabulary.encode("".join(known))])
+    there = torch.tensor([BLANK, *start.vocabulary.encode("".join(known))])
+    weights, fresh = dict(start.weights), model.state_dict()
+    try:
+        for name, axis in HEAD_AXES.items():
+            if weights[name].shape[axis] != start.vocabulary.classes:
+                raise ValueError(f"{name} has {weights[name].shape[axis]} classes, not {start.vocabulary.classes}")
+            weights[name] = fresh[name].index_copy(axis, here, weights[name].index_select(axis, there))
+        model.load_state_dict(weights)
+    except (KeyError, ValueError, RuntimeError) as error:  # how torch tells of names and shapes that do not fit
+        reason = " ".join(str(error).split())
+        raise StartError(
+            f"the weights to go on from do not fit this model, another version may have trained them: {reason:.200}; "
+            "train without --init"
+        ) from None
+
+
+def to_onnx(model: Crnn, height: int) -> bytes:
+    """Return the model as an ONNX graph: uint8 `images` (N, 3, height, W) → float32 `log_probs` (T, N, C).
+
+    N and W are free. The exporter is TorchScript's: the newer one unrolls the GRU over a fixed T.
+    """
+    twin = copy.deepcopy(model).cpu().eval()
+    example = torch.zeros((1, 3, height, 16 * FRAME_STRIDE), dtype=torch.uint8)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the pinned version still brings it
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]  # about the GRU's checks of its input
+        warnings.simplefilter("ignore", UserWarning)  # about batches other than 1: the graph takes them, a test says so
+        torch.onnx.export(
+            twin,
+            (example,),
+            f"{folder}/model.onnx",
+            input_names=["images"],
+            output_names=["log_probs"],
+            dynamic_axes={"images": {0: "N", 3: "W"}, "log_probs": {0: "T", 1: "N"}},
+            dynamo=False,
+        )
+        return Path(folder, "model.onnx").read_bytes()

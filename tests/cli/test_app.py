@@ -1,0 +1,288 @@
+"""The command line; where a command's function is replaced, the test says that it uses a stand-in."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from inspect import signature
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from captcha.cli import app as cli
+from captcha.jobs import train as experiment
+from captcha.reading import recognizer
+from captcha.reading.images import ImageError
+from captcha.reading.recognizer import Reading
+from captcha.settings import TrainConfig
+from captcha.tracking import registry
+
+HEAVY = ("torch", "mlflow", "pandas", "cv2", "onnxruntime", "matplotlib", "rich")
+FIGURES = {"exact_match": 0.99, "exact_match_low": 0.95, "exact_match_high": 0.998, "cer": 0.002, "n": 100, "wrong": 1}
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(*arguments: str) -> int:
+    """Return the exit code of the command line, run in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    return int(stopped.value.code or 0)
+
+
+def raiser(error: BaseException) -> Any:
+    """A stand-in for any function, which raises the error."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.fixture(autouse=True)
+def _keep_signal_handler() -> Any:
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.parametrize("command", ["", "train", "adapt", "budget", "evaluate", "predict", "register", "check"])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    code = f"""
+import sys
+from captcha.cli.app import main
+try:
+    main([*{command.split()!r}, "--help"])
+finally:
+    print("imported:", *(name for name in {HEAVY!r} if name in sys.modules), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: captcha")
+    assert done.stderr.strip() == "imported:"
+
+
+def test_without_arguments_the_help_is_printed(capsys: Capture) -> None:
+    assert run() == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {command} " in printed for command in ("train", "evaluate", "predict", "register", "check"))
+
+
+def test_every_setting_is_explained_with_its_default(capsys: Capture) -> None:
+    run("train", "--help")
+    help_text = " ".join(capsys.readouterr().out.split())
+    for name, field in TrainConfig.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in help_text
+        assert field.description is not None
+        assert field.description in help_text
+        if field.default is not False:
+            assert f"[default: {'none' if field.default is None else field.default}]" in help_text
+
+
+def test_train_trains_as_told_and_prints_what_came_of_it(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    configs: list[TrainConfig] = []
+
+    def stand_in(config: TrainConfig, echo: experiment.Echo) -> SimpleNamespace:
+        configs.append(config)
+        echo("epoch 1")
+        return SimpleNamespace(figures=FIGURES, run_id="abc", model_name="m", model_version=3, summary=lambda: "done")
+
+    monkeypatch.setattr(experiment, "train", stand_in)
+    assert run("train") == 0
+    assert capsys.readouterr().out == "epoch 1\ndone\n"
+
+    assert run("train", "--json", "--pretrained", "--epochs", "3", "--vocabulary", "none") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == FIGURES | {"run_id": "abc", "model_name": "m", "model_version": 3}
+    assert printed.err == "epoch 1\n"
+    assert configs == [TrainConfig(), TrainConfig(pretrained=True, epochs=3)]
+
+
+def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
+    asked: list[object] = []
+
+    def stand_in(folder: str, model: str, echo: experiment.Echo) -> dict[str, float]:
+        asked.append((folder, model))
+        return FIGURES
+
+    monkeypatch.setattr(experiment, "evaluate", stand_in)
+    assert run("evaluate", str(tmp_path)) == 0
+    assert capsys.readouterr().out == (
+        "exact match 99.00% (95 % interval 95.00% to 99.80%), 1 of 100 wrong, character error rate 0.20%\n"
+    )
+    assert run("evaluate", str(tmp_path), "--model", "models:/m/2", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == FIGURES
+    assert asked == [(str(tmp_path), "models:/captcha-crnn@champion"), (str(tmp_path), "models:/m/2")]
+
+
+def test_predict_reads_the_others_where_one_file_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
+) -> None:
+    for name in ("b.png", "a.PNG", "notes.txt"):
+        (tmp_path / name).touch()
+
+    def stand_in(files: list[Path], *options: object) -> list[Reading | ImageError]:
+        assert options == ("models:/captcha-crnn@champion", "beam", 10)
+        return [ImageError("empty\nfile") if f.name == "b.png" else Reading("2b", 0.875, [0.9, 0.95]) for f in files]
+
+    monkeypatch.setattr(experiment, "predict", stand_in)
+    assert run("predict", str(tmp_path), "x.png", "--decoder", "beam") == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'a.PNG'}\t2b\t0.8750\nx.png\t2b\t0.8750\n"
+    assert printed.err == f"captcha: {tmp_path / 'b.png'}: empty file\n"
+
+    assert run("predict", "x.png", str(tmp_path / "b.png"), "--decoder", "beam", "--json") == 1
+    assert json.loads(capsys.readouterr().out) == [
+        {"file": "x.png", "text": "2b", "confidence": 0.875, "character_confidences": [0.9, 0.95]},
+        {"file": str(tmp_path / "b.png"), "error": "empty\nfile"},
+    ]
+    assert run("predict", "x.png", "--decoder", "beam") == 0
+
+
+def test_predict_reads_a_folders_own_images_in_order_and_leaves_hidden_ones_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("b.png", "a.jpg", ".hidden.png", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "folder.png" / "below.png").touch()
+    asked: list[Path] = []
+
+    def stand_in(files: list[Path], *options: object) -> list[Reading | ImageError]:
+        asked.extend(files)
+        return [Reading("2b", 0.875, [0.9, 0.95]) for _ in files]
+
+    monkeypatch.setattr(experiment, "predict", stand_in)
+    assert run("predict", str(tmp_path), str(tmp_path / ".hidden.png")) == 0
+    assert asked == [tmp_path / name for name in ("a.jpg", "b.png", ".hidden.png")]  # hidden ones are read by name
+
+
+def test_predict_has_the_recognizers_decoders_and_defaults() -> None:
+    ours, theirs = signature(cli.predict).parameters, signature(recognizer.Recognizer.read).parameters
+    assert get_args(get_args(ours["decoder"].annotation)[0]) == get_args(recognizer.Decoder)
+    assert ours["decoder"].default == theirs["decoder"].default
+    assert ours["beam_width"].default == theirs["beam_width"].default
+
+
+def test_register_prints_what_was_done(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(registry, "register", lambda run_id, name: (name, 3, f"{name} 3 from {run_id}"))  # a stand-in
+    assert run("register", "abc") == 0
+    assert run("register", "abc", "--name", "other") == 0
+    assert capsys.readouterr().out == "captcha-crnn 3 from abc\nother 3 from abc\n"
+
+
+def test_check_counts_and_ends_with_1_on_an_error(capsys: Capture, captcha_folder: Path) -> None:
+    assert run("check", str(captcha_folder)) == 0
+    assert "60" in capsys.readouterr().out
+
+    (captcha_folder / "999.png").write_bytes(b"")
+    assert run("check", str(captcha_folder)) == 1
+    assert "999.png" in capsys.readouterr().out
+
+    assert run("check", str(captcha_folder), "--json") == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["images"], facts["lengths"], facts["sizes"]) == (60, {"3": 60}, {"96x32": 60})
+    assert [(problem["file"], problem["fatal"]) for problem in facts["problems"]] == [("999.png", True)]
+
+
+def test_check_names_characters_outside_the_vocabulary(capsys: Capture, captcha_folder: Path) -> None:
+    assert run("check", str(captcha_folder), "--vocabulary", "012345678") == 1
+    assert "049.png" in capsys.readouterr().out
+    assert run("check", str(captcha_folder), "--vocabulary", "0123456789") == 0
+    assert "049.png" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "--epoch", "3"], "No such option: --epoch .*--epochs"),
+        (["trian"], "No such command 'trian'.*'train'"),
+        (["train", "--epochs", "0"], "--epochs: .*greater than or equal to 1"),
+        (["train", "--batch-size", "0"], "--batch-size: .*greater than or equal to 1"),
+        (["train", "--epochs", "many"], "'--epochs': .*valid integer"),
+        (["train", "--backbone", "vgg"], "'--backbone': 'vgg' .*'resnet18', 'compact'"),
+        (["train", "--pretrained", "--backbone", "compact"], "pretrained weights .* not for compact"),
+        (["train", "--data", ""], "'--data': it is empty"),
+        (["train", "--vocabulary", ""], "--vocabulary: .*at least 1 character"),
+        (["evaluate"], "Missing argument 'DIR'"),
+        (["evaluate", "no/such"], f"'DIR': no such folder: {Path.cwd() / 'no/such'}"),
+        (["check", __file__], f"'DIR': not a folder: {__file__}"),
+        (["check", str(Path(__file__).parent), "--vocabulary", "aba"], "characters twice: 'a'"),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line(arguments: list[str], line: str, capsys: Capture) -> None:
+    assert run(*arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(f"captcha: .*{line}.*\n", printed.err)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImageError("x\n  y"),
+        registry.RegistryError("x y"),
+        MlflowException("x\ny"),
+        PermissionError("x y"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_for_people_show_no_traceback(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(experiment, "train", raiser(error))  # a stand-in
+    assert run("train") == 2
+    assert capsys.readouterr().err == "captcha: x y\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("from a library"), RuntimeError("x"), KeyError("x")], ids=repr)
+def test_faults_of_the_program_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "train", raiser(error))  # a stand-in
+    with pytest.raises(type(error)):
+        cli.main(["train"])
+
+
+def test_a_relative_folder_under_mlflow_run_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    assert run("train", "--data", "images of nobody") == 2
+    assert "under mlflow run a relative path starts at the project" in capsys.readouterr().err
+    assert run("train", "--data", "/images of nobody") == 2
+    assert "relative" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "line"),
+    [(signal.SIGINT, 130, "captcha: interrupted\n"), (signal.SIGTERM, 143, "captcha: terminated\n")],
+)
+def test_a_signal_unwinds_the_command_and_is_one_line(sent: signal.Signals, code: int, line: str) -> None:
+    program = """
+import signal, sys, time
+from types import ModuleType
+import captcha.jobs
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
+stand_in = ModuleType("captcha.jobs.train")
+def train(config, echo):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("unwound", flush=True)
+stand_in.train = train
+sys.modules["captcha.jobs.train"] = captcha.jobs.train = stand_in
+from captcha.cli.app import main
+main(["train"])
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (code, "unwound\n", line)

@@ -1,0 +1,118 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rapidfuzz.distance import Levenshtein
+from scipy.stats import binomtest
+
+from captcha.evaluation.metrics import (
+    character_confusion,
+    character_error_rate,
+    edit_distance,
+    exact_match,
+    wilson_interval,
+)
+
+TEXTS = st.text("abc", max_size=7)
+PAIRS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6)
+
+
+@given(TEXTS, TEXTS)
+def test_edit_distance_is_rapidfuzz_s(prediction: str, reference: str) -> None:
+    assert edit_distance(prediction, reference) == Levenshtein.distance(prediction, reference)
+
+
+@given(PAIRS)
+def test_metrics_agree_on_what_is_perfect(pairs: list[tuple[str, str]]) -> None:
+    predictions, references = zip(*pairs, strict=True)
+    equal = predictions == references
+
+    assert (exact_match(predictions, references) == 1) == equal
+    assert (character_error_rate(predictions, references) == 0) == equal
+
+
+def test_exact_match_is_the_share_of_equal_texts() -> None:
+    assert exact_match(["ab", "Ab", "", "x"], ["ab", "ab", "", "xy"]) == 0.5
+
+
+def test_character_error_rate_weighs_samples_by_their_length() -> None:
+    # 1 edit of 1 character and 0 of 3: a mean of the samples' rates would say 0.5.
+    assert character_error_rate(["b", "xyz"], ["a", "xyz"]) == 0.25
+
+
+def test_character_error_rate_can_exceed_one() -> None:
+    assert character_error_rate(["aaaa"], ["b"]) == 4
+
+
+def test_an_empty_reference_adds_its_edits_and_no_length() -> None:
+    assert character_error_rate(["xx", "abcd"], ["", "abcd"]) == 0.5
+
+
+def test_empty_references_alone_count_as_one_character() -> None:
+    assert character_error_rate(["", ""], ["", ""]) == 0
+    assert character_error_rate(["xyz", ""], ["", ""]) == 3
+
+
+@given(PAIRS)
+def test_confusions_account_for_every_character_with_the_fewest_edits(pairs: list[tuple[str, str]]) -> None:
+    predictions, references = zip(*pairs, strict=True)
+
+    confusion = character_confusion(predictions, references)
+
+    wanted, read = Counter[str](), Counter[str]()
+    for (reference, prediction), count in confusion.items():
+        wanted[reference] += count
+        read[prediction] += count
+    del wanted[""], read[""]
+    assert wanted == Counter("".join(references))
+    assert read == Counter("".join(predictions))
+    wrong = sum(count for (reference, prediction), count in confusion.items() if reference != prediction)
+    assert wrong == sum(Levenshtein.distance(p, r) for p, r in pairs)
+
+
+def test_confusions_tell_replaced_missing_and_extra_characters() -> None:
+    assert character_confusion(["a0c", "ac", "abcd"], ["aoc", "abc", "abc"]) == {
+        ("a", "a"): 3,
+        ("o", "0"): 1,
+        ("c", "c"): 3,
+        ("b", ""): 1,
+        ("b", "b"): 1,
+        ("", "d"): 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "confidence"),
+    [(0, 10, 0.95), (10, 10, 0.95), (83, 84, 0.95), (1, 2, 0.9), (417, 500, 0.99), (9500, 10000, 0.95)],
+)
+def test_wilson_interval_is_scipy_s(successes: int, n: int, confidence: float) -> None:
+    expected = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+
+    assert wilson_interval(successes, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_holds_the_share_and_mirrors(counts: tuple[int, int]) -> None:
+    successes, n = counts
+
+    low, high = wilson_interval(successes, n)
+
+    assert 0 <= low <= successes / n <= high <= 1
+    assert low < high
+    assert wilson_interval(n - successes, n) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "n", "confidence"), [(0, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (3, 5, 1.0)])
+def test_an_interval_of_nothing_is_refused(successes: int, n: int, confidence: float) -> None:
+    with pytest.raises(ValueError, match="no interval for"):
+        wilson_interval(successes, n, confidence)
+
+
+@pytest.mark.parametrize("metric", [exact_match, character_error_rate, character_confusion])
+def test_metrics_refuse_nothing_and_unequal_counts(metric: object) -> None:
+    assert callable(metric)
+    with pytest.raises(ValueError, match="nothing to measure"):
+        metric([], [])
+    with pytest.raises(ValueError, match="1 predictions, but 2 references"):
+        metric(["a"], ["a", "b"])

@@ -1,0 +1,154 @@
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from captcha.data.samples import Sample
+from captcha.evaluation import plots as pictures
+from captcha.evaluation.plots import BudgetPoint, budget_figure, confusion_figure, learning_curves, prediction_grid
+from captcha.evaluation.results import Evaluation
+from captcha.reading.recognizer import Reading
+from captcha.training.loop import EpochResult
+from captcha.training.model import Crnn
+
+# What matplotlib reads as mathematics, what its font lacks, what is not printed.
+AWKWARD = ["$x$", "a_b^c", r"$\frac", r"\$5$", "$$", "中文字", "ไทย", "😀", "<b>&", "{}%", "   ", "\u200b", ""]
+
+
+def made(pairs: Sequence[tuple[str, str]], loss: float = 1.0) -> Evaluation:
+    """An evaluation of (label, prediction) pairs."""
+    images = np.random.default_rng(0).integers(0, 256, (len(pairs), 32, 64, 1), dtype=np.uint8).repeat(3, axis=3)
+    samples = [Sample(f"{i}.png", label, images[i]) for i, (label, _) in enumerate(pairs)]
+    return Evaluation(samples, [Reading(read, 0.5, [0.5] * len(read)) for _, read in pairs], loss)
+
+
+def result(epoch: int, train_loss: float | None, validation: Evaluation) -> EpochResult:
+    return EpochResult(epoch, cast(Crnn, None), validation, True, train_loss, 0.001, 100.0, 1.0)
+
+
+def drawn(figure: Figure) -> NDArray[np.uint8]:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]
+
+
+def green_and_red(picture: NDArray[np.uint8]) -> tuple[int, int]:
+    """How many pixels are clearly the one, and the other; the images here are grey."""
+    red_over_green = picture[:, :, 0].astype(int) - picture[:, :, 1]
+    return int((red_over_green < -50).sum()), int((red_over_green > 50).sum())
+
+
+@pytest.mark.parametrize("count", [1, 5, 33])
+def test_the_grid_is_a_picture_of_at_most_32_images(count: int) -> None:
+    picture = prediction_grid(made([("abc", "abc")] * count))
+    assert picture.dtype == np.uint8
+    assert picture.shape[2] == 3
+    assert picture.shape == prediction_grid(made([("abc", "abc")] * min(count, 32))).shape
+    assert np.unique(picture).size > 100  # the images are in it
+
+
+def test_mistakes_are_marked_in_their_colour_and_right_readings_in_theirs() -> None:
+    green, red = green_and_red(prediction_grid(made([("abc", "abc")] * 4)))
+    assert green > 50
+    assert red == 0
+    green, red = green_and_red(prediction_grid(made([("abc", "abd")] * 4)))
+    assert green == 0
+    assert red > 50
+
+
+def test_each_image_stands_under_what_was_read_and_how_surely_and_a_mistake_under_its_label_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures, "_rendered", figures.append)
+    prediction_grid(made([("abc", "abc"), ("abc", "abd"), ("abc", "")]))
+    titles = [axes.get_title() for axes in figures[0].axes]
+    assert titles == ["✓ abc  50%", "✗ abd ≠ abc  50%", "✗ (nothing) ≠ abc  50%", ""]
+
+
+def test_labels_of_any_characters_can_be_shown() -> None:
+    pairs = [(label, read) for label in AWKWARD for read in (label, "x", "")]
+    prediction_grid(made(pairs), shown=len(pairs))
+    drawn(confusion_figure(made(pairs), shown=100))
+
+
+def test_what_the_font_lacks_can_be_told_apart() -> None:
+    first, second = (prediction_grid(made([(label, label)])) for label in ("中", "文"))
+    assert not np.array_equal(first, second)
+
+
+def test_a_dollar_sign_is_drawn_as_one(draw: Callable[..., NDArray[np.uint8]]) -> None:
+    titles = {text: prediction_grid(made([(text, text)])) for text in ("$a_b$", "$a$b$", "a_b", "ab")}
+    drawings = list(titles.values())
+    assert all(not np.array_equal(a, b) for i, a in enumerate(drawings) for b in drawings[:i])
+
+
+def test_the_curves_show_every_epoch() -> None:
+    results = [result(0, None, made([("abc", "")], 12.0))]
+    results += [result(i, 10 / i, made([("abc", "abc" if i > 2 else "ab")], 11 / i)) for i in range(1, 5)]
+    figure = learning_curves(results)
+    losses, figures = figure.axes
+    lines = {
+        line.get_label(): np.asarray(line.get_xydata()).tolist()
+        for axes in (losses, figures)
+        for line in axes.get_lines()
+    }
+    assert lines["train, augmented"] == [[i, 10 / i] for i in range(1, 5)]
+    assert lines["validation"] == [[0, 12.0]] + [[i, 11 / i] for i in range(1, 5)]
+    assert lines["exact match"] == [[0, 0], [1, 0], [2, 0], [3, 1], [4, 1]]
+    assert lines["character error rate"] == [
+        [0, 1],
+        [1, pytest.approx(1 / 3)],
+        [2, pytest.approx(1 / 3)],
+        [3, 0],
+        [4, 0],
+    ]
+    drawn(figure)
+
+
+@pytest.mark.parametrize("loss", [0.0, float("nan")])
+def test_the_curves_of_a_loss_that_is_nothing_or_not_known_are_drawn(loss: float) -> None:
+    drawn(learning_curves([result(0, None, made([("a", "")], loss)), result(1, 0.5, made([("a", "a")], loss))]))
+
+
+def test_the_curves_of_an_untrained_model_are_drawn() -> None:
+    drawn(learning_curves([result(0, None, made([("a", "")]))]))
+
+
+def test_confusions_are_bars_from_the_most_frequent_on() -> None:
+    figure = confusion_figure(made([("aab", "aac"), ("ab", "ac"), ("ax", "a"), ("a", "ay"), ("q", "q")]), shown=2)
+    (axes,) = figure.axes
+    assert axes.get_yticklabels()[0].get_text() == "b → c"
+    assert [bar.get_width() for bar in axes.patches] == [2, 1]  # type: ignore[attr-defined]
+    drawn(figure)
+
+
+def test_no_confusion_is_said_in_words() -> None:
+    (axes,) = confusion_figure(made([("ab", "ab")])).axes
+    assert [text.get_text() for text in axes.texts] == ["no character was read wrongly"]
+
+
+def test_without_a_label_a_reading_is_neither_right_nor_wrong() -> None:
+    assert green_and_red(prediction_grid(made([("", "abc")] * 4))) == (0, 0)
+
+
+def test_the_budget_has_a_curve_for_each_arm_with_its_points_and_intervals() -> None:
+    points = [
+        BudgetPoint("labels_alone", 100, 60, 80, 0.65, 0.83, 9.0),
+        BudgetPoint("labels_alone", 10, 4, 80, 0.02, 0.12, 9.0),
+        BudgetPoint("with_drawn", 0, 72, 80, 0.81, 0.95, 9.0),
+    ]
+    figure = budget_figure(points)
+    (axes,) = figure.axes
+    alone, drawn_too = axes.containers
+    assert [alone.get_label(), drawn_too.get_label()] == ["labels alone", "with drawn"]
+    assert alone[0].get_xydata().tolist() == [[10, 0.05], [100, 0.75]]
+    assert drawn_too[0].get_xydata().tolist() == [[0, 0.9]]
+    ends = [segment[:, 1].tolist() for segment in alone[2][0].get_segments()]
+    assert ends == [pytest.approx([0.02, 0.12]), pytest.approx([0.65, 0.83])]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "10", "100"]
+    assert drawn(figure).size

@@ -1,0 +1,153 @@
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from captcha.data.samples import Sample
+from captcha.evaluation.metrics import wilson_interval
+from captcha.evaluation.results import LOG_PROBS_TOLERANCE, Evaluation, disagreement, evaluate
+from captcha.reading.recognizer import Reading, Recognizer, RecognizerError
+from captcha.reading.vocabulary import Vocabulary
+
+LogProbs = NDArray[np.float32]
+HEIGHT = 16
+VOCABULARY = Vocabulary("ab")
+# What the stand-in for a model sees in an image of that brightness: two frames of (blank, a, b).
+FRAMES = {
+    0: [[0.1, 0.8, 0.1], [0.2, 0.1, 0.7]],  # "ab"
+    100: [[0.2, 0.7, 0.1], [0.3, 0.6, 0.1]],  # "a"
+    200: [[0.6, 0.2, 0.2], [0.8, 0.1, 0.1]],  # ""
+}
+
+
+def stand_in(images: NDArray[np.uint8]) -> LogProbs:
+    frames = [FRAMES[int(image.max())] for image in images]
+    return np.log(np.array(frames, np.float32)).transpose(1, 0, 2)
+
+
+def sample(text: str, brightness: int, width: int = 16) -> Sample:
+    return Sample(f"{text}.png", text, np.full((HEIGHT, width, 3), brightness, np.uint8))
+
+
+def recognizer(log_probs_of: Callable[[NDArray[np.uint8]], LogProbs] = stand_in) -> Recognizer:
+    return Recognizer(log_probs_of, VOCABULARY, HEIGHT)
+
+
+def probability(text: str, frames: Sequence[Sequence[float]]) -> float:
+    """P(text) as the sum over every path, the definition of CTC."""
+    total = 0.0
+    for path in itertools.product(range(3), repeat=len(frames)):
+        if "".join("?ab"[label] for label, _ in itertools.groupby(path) if label) == text:
+            total += math.prod(frame[label] for frame, label in zip(frames, path, strict=True))
+    return total
+
+
+def test_every_sample_is_read_in_its_order_whatever_its_width() -> None:
+    samples = [sample("ab", 0), sample("a", 100, width=40), sample("b", 200), sample("ab", 0, width=40)]
+    evaluation = evaluate(recognizer(), samples)
+    assert evaluation.predictions == ["ab", "a", "", "ab"]
+    assert evaluation.references == ["ab", "a", "b", "ab"]
+    assert evaluation.samples == samples
+    assert evaluation.wrong == 1
+
+
+def test_the_readings_are_those_of_the_recognizer() -> None:
+    samples = [sample("a", 0), sample("b", 100), sample("ab", 200)]
+    assert evaluate(recognizer(), samples).readings == recognizer().read([s.image for s in samples])
+
+
+def test_the_loss_is_the_mean_over_the_labels_that_can_be_spelled_and_aligned() -> None:
+    read = [("ab", 0), ("b", 0), ("a", 100), ("", 200)]
+    others = [("x", 0), ("aa", 100)]  # outside the vocabulary; three frames needed, two there
+    expected = [-math.log(probability(text, FRAMES[brightness])) for text, brightness in read]
+    evaluation = evaluate(recognizer(), [sample(text, brightness) for text, brightness in read + others])
+    assert evaluation.loss == pytest.approx(sum(expected) / 4, abs=1e-5)
+    assert evaluation.wrong == 3  # but they count as images
+
+
+def test_the_loss_is_not_known_where_no_label_can_be_spelled() -> None:
+    assert math.isnan(evaluate(recognizer(), [sample("x", 0)]).loss)
+
+
+def made(pairs: Sequence[tuple[str, str]]) -> Evaluation:
+    """An evaluation of (label, prediction) pairs."""
+    samples = [sample(label, 0) for label, _ in pairs]
+    return Evaluation(samples, [Reading(read, 0.5, [0.5] * len(read)) for _, read in pairs], 1.0)
+
+
+def test_the_figures_have_the_names_and_the_interval_that_reports_use() -> None:
+    figures = made([("abc", "abc"), ("abd", "ab"), ("aab", "aab"), ("a", "xa")]).figures()
+    low, high = wilson_interval(2, 4)
+    assert figures == {
+        "exact_match": 0.5,
+        "exact_match_low": low,
+        "exact_match_high": high,
+        "cer": 0.2,  # 2 edits over 10 characters
+        "n": 4,
+        "wrong": 2,
+    }
+    # Worked out from the formula (Wilson, 1927) by hand: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n).
+    assert [low, high] == pytest.approx([0.15004, 0.84996], abs=1e-4)
+
+
+def test_labels_with_repeats_are_those_with_a_character_twice_in_a_row() -> None:
+    pairs = [("aab", "aab"), ("aba", "aba"), ("bb", "b"), ("", ""), ("a", "aa")]
+    part = made(pairs).with_repeats()
+    assert (part.references, part.predictions) == (["aab", "bb"], ["aab", "b"])
+    assert part.exact_match == 0.5
+    assert math.isnan(part.loss)
+
+
+def test_an_engine_agrees_with_itself() -> None:
+    assert disagreement(recognizer(), recognizer(), [sample("ab", 0), sample("", 200, width=40)]) is None
+
+
+def off_by(amount: float) -> Recognizer:
+    """The stand-in, one log-probability of its last image off by that much, relative to it as it is below -1."""
+
+    def log_probs_of(images: NDArray[np.uint8]) -> LogProbs:
+        log_probs = stand_in(images)
+        log_probs[1, -1, 2] += amount * max(1, abs(log_probs[1, -1, 2]))
+        return log_probs
+
+    return recognizer(log_probs_of)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_single_log_probability_beyond_the_tolerance_is_a_disagreement(sign: int) -> None:
+    samples = [sample("ab", 0), sample("a", 100), sample("", 200, width=40)]
+    assert disagreement(recognizer(), off_by(sign * 0.5 * LOG_PROBS_TOLERANCE), samples) is None
+    line = disagreement(recognizer(), off_by(sign * 2 * LOG_PROBS_TOLERANCE), samples)
+    assert line == "log-probabilities differ by 0.0002, more than 0.0001"
+
+
+def test_the_tolerance_is_the_same_however_large_the_logits() -> None:
+    def engine(third: float, raised: float = 0.0) -> Recognizer:
+        """The second of three log-probabilities, about -1.3, is so much higher than it should be."""
+        logits = np.array([0.0, -1.0, third], np.float32)
+        frame = logits - np.log(np.exp(logits).sum()) + np.array([0.0, raised, 0.0], np.float32)
+        return recognizer(lambda images: np.tile(frame, (2, len(images), 1)))
+
+    samples = [sample("", 0)]
+    for third in (-5, -30):
+        assert disagreement(engine(third), engine(third, raised=0.5e-4), samples) is None
+        assert disagreement(engine(third), engine(third, raised=2.5e-4), samples) is not None
+
+
+def test_other_texts_are_a_disagreement_even_within_the_tolerance() -> None:
+    def close_call(first: float, second: float) -> Recognizer:
+        frame = np.log(np.array([0.1, first, second], np.float32))
+        return recognizer(lambda images: np.tile(frame, (2, len(images), 1)))
+
+    samples = [sample("a", 0), sample("b", 0), sample("a", 0, width=40)]
+    assert disagreement(close_call(0.45001, 0.44999), close_call(0.44999, 0.45001), samples) == "3 of 3 texts differ"
+
+
+def test_an_engine_that_gives_no_numbers_does_not_agree() -> None:
+    with pytest.raises(RecognizerError, match="NaN"):
+        disagreement(recognizer(), off_by(math.nan), [sample("ab", 0)])
+    line = disagreement(recognizer(), off_by(-math.inf), [sample("ab", 0)])
+    assert line is not None

@@ -1,0 +1,205 @@
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from captcha.data import samples as data
+from captcha.data.samples import DataError, Sample, Split
+from captcha.evaluation.metrics import wilson_interval
+from captcha.evaluation.results import Evaluation
+from captcha.jobs import budget as module
+from captcha.jobs import train as experiment
+from captcha.jobs.budget import ALONE, WITH_DRAWN, BudgetRow, budget, points, table, with_labels
+from captcha.reading.recognizer import Reading
+from captcha.settings import BudgetConfig, TrainConfig
+from captcha.tracking.registry import RegistryError
+from captcha.training import loop as training
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tracking: Path, one_thread: None) -> Iterator[None]:
+    """Runs that end at once, tracked into a folder of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tracking: Path, draw_digits: Callable[[Path, int], Path]) -> Path:
+    """60 images of two digits, named by their label."""
+    return draw_digits(tracking / "few labels", 60)
+
+
+def asked(folder: Path, **settings: object) -> BudgetConfig:
+    small = {"data": str(folder), "backbone": "compact", "epochs": 1, "drawn_epochs": 1, "seeds": 2}
+    return BudgetConfig.model_validate(small | settings)
+
+
+def made(texts: list[str]) -> list[Sample]:
+    return [Sample(f"{i:03}.png", text, np.zeros((32, 48, 3), np.uint8)) for i, text in enumerate(texts)]
+
+
+# Which labels are known
+
+
+def test_fewer_labels_are_among_more_and_the_test_part_stays() -> None:
+    split = data.split(made([f"{number:03}" for number in range(300)]), 5)
+    learned_from = {s.name for s in [*split.train, *split.validation]}
+    smaller: set[str] = set()
+    for count in (2, 10, 25, 100, 200):
+        some = with_labels(split, count, 5)
+        known = {s.name for s in [*some.train, *some.validation]}
+        assert len(some.train) + len(some.validation) == len(known) == count
+        assert smaller < known <= learned_from
+        assert len(some.validation) == -(-count // 10)
+        assert some.test == split.test
+        smaller = known
+    assert with_labels(split, None, 5) == split
+
+
+def test_another_seed_knows_other_labels() -> None:
+    split = data.split(made([f"{number:03}" for number in range(300)]), 5)
+    assert with_labels(split, 20, 0) != with_labels(split, 20, 1)
+
+
+def test_a_text_with_several_images_stands_on_one_side() -> None:
+    split = data.split(made([f"{number % 60:02}" for number in range(300)]), 0)
+    some = with_labels(split, 103, 0)
+    assert not {s.text for s in some.train} & {s.text for s in some.validation}
+    assert len(some.train) + len(some.validation) == 103
+
+
+# What is added up
+
+
+def test_seeds_are_added_up_with_the_interval_of_their_sum() -> None:
+    rows = [
+        BudgetRow(WITH_DRAWN, 10, 0, 7, 10, 5.0, "a"),
+        BudgetRow(WITH_DRAWN, 10, 1, 9, 12, 7.0, "b"),
+        BudgetRow(ALONE, 10, 0, 0, 10, 1.0, "c"),
+        BudgetRow(WITH_DRAWN, 0, 0, 5, 10, 1.0, "d"),
+    ]
+    alone, nothing, both = points(rows)
+    assert (alone.arm, alone.labels, alone.right, alone.n) == (ALONE, 10, 0, 10)
+    assert (nothing.labels, nothing.right) == (0, 5)
+    assert (both.right, both.n, both.seconds) == (16, 22, 6.0)
+    assert (both.low, both.high) == wilson_interval(16, 22)
+    lines = table(rows).splitlines()
+    assert len(lines) == 4
+    assert lines[3].split() == ["10", "with", "drawn", "72.73%", "51.85%", "to", "86.85%", "16", "of", "22", "6"]
+
+
+# The job, with a stand-in for its trainings
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path, lines: list[str]) -> list[BudgetRow]:
+    """What `budget` returns where trainings are stand-ins, which log their settings and read all but one image."""
+
+    def measure(config: TrainConfig, split: Split, *_: object) -> Evaluation:
+        mlflow.log_params({"seed": config.seed, "drawn": config.drawn, "init": config.init, "height": config.height})
+        mlflow.log_params({"known": len(split.train) + len(split.validation)})
+        texts = [sample.text for sample in split.test]
+        return Evaluation(split.test, [Reading(text, 1.0, []) for text in ["wrong", *texts[1:]]], 0.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_measure", measure)
+        patch.setattr(module, "_drawn_first", lambda *_: SimpleNamespace(uri="runs:/drawn"))
+        return budget(asked(folder, labels="0,all,10"), lines.append)
+
+
+def test_every_number_of_labels_is_measured_with_each_seed_with_drawn_images_and_without(
+    rows: list[BudgetRow], folder: Path
+) -> None:
+    samples, _, _ = data.read_samples(folder, 64)
+    splits = [data.split(samples, seed) for seed in (0, 1)]
+    everything = min(len(split.train) + len(split.validation) for split in splits)
+    wanted = [(0, WITH_DRAWN), *((n, arm) for n in (10, everything) for arm in (ALONE, WITH_DRAWN))]
+    assert [(row.labels, row.arm, row.seed) for row in rows] == [(*each, seed) for each in wanted for seed in (0, 1)]
+    assert [row.n for row in rows] == [len(splits[row.seed].test) for row in rows]
+
+
+def test_each_training_is_a_run_under_one_that_has_the_curve(rows: list[BudgetRow]) -> None:
+    client = MlflowClient()
+    (parent,) = {client.get_run(row.run_id).data.tags["mlflow.parentRunId"] for row in rows}
+    run = client.get_run(parent)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "label budget of few labels"
+    history = client.get_metric_history(parent, "budget/with_drawn")
+    # Logged again after each training: the last value of each step counts.
+    latest = {entry.step: entry.value for entry in history}
+    assert latest == {p.labels: p.right / p.n for p in points(rows) if p.arm == WITH_DRAWN}
+    assert {artifact.path for artifact in client.list_artifacts(parent)} == {"budget.json", "budget.png"}
+    logged = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/budget.json"))
+    assert logged == {"rows": [vars(row) for row in rows]}
+
+
+def test_a_training_knows_its_labels_and_goes_on_from_the_model_of_drawn_images(rows: list[BudgetRow]) -> None:
+    for row in rows:
+        params = MlflowClient().get_run(row.run_id).data.params
+        assert int(params["known"]) == row.labels if row.labels == 10 else int(params["known"]) >= row.labels
+        with_drawn = ("kaptcha", "runs:/drawn")
+        assert (params["drawn"], params["init"]) == (with_drawn if row.arm == WITH_DRAWN else ("None", "None"))
+        assert (params["seed"], params["height"]) == (str(row.seed), "64")
+        assert row.right == row.n - 1
+
+
+def test_the_table_is_the_last_thing_printed(rows: list[BudgetRow], lines: list[str]) -> None:
+    assert lines[-1] == table(rows)
+
+
+def test_no_run_is_begun_with_fewer_labels_than_are_asked_for(folder: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"few labels: 100 labels are asked for, but beside the test part there are \d\d;"
+    ):
+        budget(asked(folder, labels="10,100"), lambda line: None)
+
+
+def test_a_model_to_go_on_from_that_is_not_there_is_said_at_once(folder: Path) -> None:
+    with pytest.raises(RegistryError, match="models:/absent@champion"):
+        budget(asked(folder, init="models:/absent@champion"), lambda line: None)
+
+
+def test_without_a_style_labels_alone_are_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(config: TrainConfig, split: Split, before: object, *_: object) -> Evaluation:
+        assert (before, config.init, config.drawn) == (None, None, None)
+        return Evaluation(split.test, [Reading("", 1.0, []) for _ in split.test], 0.0)
+
+    monkeypatch.setattr(module, "_measure", measure)
+    measured = budget(asked(folder, labels="0,10", drawn="none", seeds=1), lambda line: None)
+    assert [(row.arm, row.labels, row.right) for row in measured] == [(ALONE, 10, 0)]
+
+
+# The job itself
+
+
+@pytest.mark.slow
+def test_real_trainings_give_a_curve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "EPOCH_IMAGES", 1)
+    monkeypatch.setattr(experiment, "DRAWN_IMAGES", 40)
+    lines: list[str] = []
+    rows = budget(asked(folder, labels="0,10,all", seeds=1), lines.append)
+    assert [(row.arm, row.labels > 10) for row in rows] == [
+        (WITH_DRAWN, False),
+        *((arm, more) for more in (False, True) for arm in (ALONE, WITH_DRAWN)),
+    ]
+    runs = [MlflowClient().get_run(row.run_id) for row in rows]
+    assert [run.data.metrics["test/n"] for run in runs] == [row.n for row in rows]
+    assert "train_images" not in runs[0].data.params  # without labels, the model of drawn images reads
+    (first,) = {run.data.params["init_run"] for run in runs[2::2]}
+    assert MlflowClient().get_run(first).data.params["data"] == "draw:kaptcha"
+    assert set(runs[2].data.params["vocabulary_used"]) >= set(runs[1].data.params["vocabulary_used"]) | set("gfynmpwx")
+    # A row's model can be read with and registered by its run.
+    assert experiment.predict([folder / "11.png"], f"runs:/{rows[1].run_id}", "greedy", 10)
+    tracked = experiment.evaluate(str(folder), f"runs:/{rows[-1].run_id}", lines.append)
+    assert tracked["n"] == 60

@@ -1,0 +1,201 @@
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from captcha.cli import app as cli
+from captcha.drawing import rendering as synthesis
+from captcha.drawing import sheet as drawing
+from captcha.drawing.styles import STYLES
+
+
+def run(*arguments: object) -> int:
+    """Return the exit code of `captcha` with these arguments."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(argument) for argument in arguments])
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+@pytest.fixture(autouse=True)
+def fonts(monkeypatch: pytest.MonkeyPatch) -> tuple[Path, ...]:
+    """Two fonts in place of all."""
+    two = synthesis.default_fonts()[-2:]
+    monkeypatch.setattr(synthesis, "default_fonts", lambda: two)
+    return two
+
+
+def pixels(path: Path) -> synthesis.Pixels:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    assert image is not None
+    return np.asarray(image, np.uint8)
+
+
+def test_a_drawn_folder_holds_the_images_under_their_texts_and_passes_the_check(
+    tmp_path: Path, fonts: tuple[Path, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "out"
+    assert run("draw", out, "--count", 12, "--seed", 5) == 0
+    expected = synthesis.draw("kaptcha", 12, seed=5, fonts=fonts)
+    assert {path.name for path in out.iterdir()} == {f"{text}.png" for text, _ in expected}
+    for text, image in expected:
+        assert np.array_equal(pixels(out / f"{text}.png"), image)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert run("check", out) == 0
+    assert "12 with 12 different labels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("texts", [["ab", "AB"], ["ab"], ["1+1=", "3/4"], ["..", "ab"]])
+def test_texts_that_cannot_be_names_stand_in_a_table(tmp_path: Path, texts: list[str]) -> None:
+    style = tmp_path / "mine.toml"
+    style.write_text(f"texts = {texts}\n")
+    out = tmp_path / "out"
+    assert run("draw", out, "--count", 6, "--style", style) == 0
+    with (out / "labels.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 6
+    assert {row["label"] for row in rows} <= set(texts)
+    for row, (text, image) in zip(rows, synthesis.draw(str(style), 6, seed=0), strict=True):
+        assert row["label"] == text
+        assert np.array_equal(pixels(out / row["file"]), image)
+    assert run("check", out) == 0
+
+
+def test_an_empty_folder_is_filled_and_a_filled_one_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    assert run("draw", out, "--count", 2) == 0
+    before = sorted(out.iterdir())
+    assert run("draw", out, "--count", 2, "--seed", 1) == 2
+    assert sorted(out.iterdir()) == before
+    error = capsys.readouterr().err
+    assert error == f"captcha: {out} is not an empty folder: name a new one\n"
+
+
+def test_a_file_in_the_place_of_the_folder_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("mine")
+    assert run("draw", out, "--count", 1) == 2
+    assert out.read_text() == "mine"
+
+
+def test_an_error_on_the_way_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = synthesis.draw("kaptcha", 1, seed=0)[0]
+
+    def broken() -> object:
+        yield first
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drawing.write_folder(out, broken())  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('texts = ["mmmmmmmmmmmmmm"]\nwidth = 60', "the text 'mmmmmmmmmmmmmm' does not fit: it needs a width of"),
+        ("strok = 3", "mine.toml: no setting 'strok': did you mean 'stroke'?"),
+        ('characters = "中"', "no font to draw with: DejaVuSans-Bold.ttf lacks 中; DejaVuSans.ttf lacks 中"),
+    ],
+)
+def test_a_style_that_cannot_be_drawn_ends_in_one_line_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    style = tmp_path / "mine.toml"
+    style.write_text(content, "utf-8")
+    assert run("draw", tmp_path / "out", "--style", style, "--sheet", tmp_path / "sheet.png") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("captcha: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [style]
+
+
+def test_a_sheet_shows_the_drawn_images_and_those_beside_them(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    grey = np.full((100, 300, 3), 77, np.uint8)
+    for number in range(3):
+        cv2.imwrite(str(real / f"{number}.png"), grey)
+    sheet = tmp_path / "sheet.png"
+    assert run("draw", tmp_path / "out", "--count", 4, "--sheet", sheet, "--beside", real) == 0
+    page = pixels(sheet)
+    for _, image in synthesis.draw("kaptcha", 4, seed=0):
+        found = cv2.matchTemplate(page, image, cv2.TM_SQDIFF)
+        top, left = divmod(int(found.argmin()), found.shape[1])
+        assert np.array_equal(page[top : top + 50, left : left + 200], image)
+        assert left + 200 <= 3 * 206
+    assert (page[:, 3 * 206 :] == 77).all(axis=2).sum() == 3 * 50 * 150  # as high as the drawn ones
+
+
+def test_a_sheet_shows_images_from_all_over_a_folder(tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / f"{number:03}.png").touch()
+    shown = [int(path.stem) for path in drawing.some_images_in(tmp_path)]
+    assert 30 <= len(shown) <= drawing.SHEET_IMAGES
+    assert shown[0] == 0
+    assert shown[-1] > 95
+
+
+def test_faults_in_the_options_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    out, sheet = tmp_path / "out", tmp_path / "sheet.png"
+    for arguments, message in [
+        (("--style", "kaptch"), "no drawing style 'kaptch': did you mean 'kaptcha'?"),
+        (("--style", tmp_path / "gone.toml"), "No such file or directory"),
+        (("--fonts", empty), f"no fonts below {empty}"),
+        (("--beside", empty), "--beside needs --sheet"),
+        (("--beside", empty, "--sheet", sheet), f"no images in {empty}"),
+        (("--sheet", tmp_path / "sheet.gif"), "--sheet must be a .png file in an existing folder"),
+    ]:
+        assert run("draw", out, *arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_fonts_below_a_folder_are_used_and_those_left_out_are_named(
+    tmp_path: Path, fonts: tuple[Path, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "fonts" / "below"
+    folder.mkdir(parents=True)
+    few, whole = (folder / name for name in ("few.ttf", "whole.OTF"))
+    for copy, font in zip((few, whole), fonts, strict=True):
+        copy.write_bytes(font.read_bytes())
+    known = synthesis._characters
+    monkeypatch.setattr(synthesis, "_characters", lambda font: known(font) - ({"w"} if font == few else set()))
+    assert run("draw", tmp_path / "out", "--count", 3, "--fonts", tmp_path / "fonts") == 0
+    assert capsys.readouterr().err == f"left out: {few.name} (lacks w)\n"
+    for text, image in synthesis.draw("kaptcha", 3, seed=0, fonts=[whole]):
+        assert np.array_equal(pixels(tmp_path / "out" / f"{text}.png"), image)
+
+
+def test_help_names_every_built_in_style_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from captcha.cli import app as cli\n"
+        "try: cli.main(['draw', '--help'])\n"
+        "except SystemExit: print(*(name for name in ('cv2', 'numpy', 'tqdm', 'torch') if name in sys.modules))"
+    )
+    root = Path(cli.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""  # of the heavy modules none
+    assert all(name in done.stdout for name in STYLES)
+
+
+def test_what_a_killed_drawing_left_behind_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    left_behind = tmp_path / ".out.unfinished"
+    left_behind.mkdir()
+    (left_behind / "000000.drawn.png").write_bytes(b"")
+    drawing.write_folder(tmp_path / "out", drawing.draw_all(STYLES["outlined"], 2, 0, synthesis.default_fonts()))
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert not left_behind.exists()

@@ -1,0 +1,647 @@
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cv2
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, Run
+from mlflow.tracking import fluent
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from captcha.data import samples as data
+from captcha.data.samples import DataError, Sample, Split
+from captcha.drawing.styles import StyleError
+from captcha.evaluation.results import Evaluation, disagreement, evaluate
+from captcha.jobs import train as experiment
+from captcha.jobs.train import TrainOutcome, load_split
+from captcha.reading.images import ImageError
+from captcha.reading.recognizer import Reading
+from captcha.reading.vocabulary import Vocabulary
+from captcha.settings import FRAME_STRIDE, TrainConfig
+from captcha.tracking.registry import RegistryError, TrainedModel, load_recognizer, load_trained, tracked_run
+from captcha.training import loop as training
+from captcha.training.batches import DrawnSamples, endless_batches
+from captcha.training.loop import EpochResult, TrainingError, torch_recognizer
+from captcha.training.model import Crnn, to_onnx
+
+HEIGHT, EPOCHS = 32, 3
+Draw = Callable[..., NDArray[np.uint8]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tracking: Path, one_thread: None) -> Iterator[None]:
+    """Trainings of seconds, tracked into a folder of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
+        patch.setattr(training, "EPOCH_IMAGES", 1)
+        patch.setattr(training, "AVERAGE_DECAY", 0.5)  # the average follows within a few steps
+        patch.setattr(training, "augment", lambda images, strength, generator: images.float())
+        patch.setattr(experiment, "EPOCHS_PER_PICTURE", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tracking: Path, draw_digits: Callable[[Path, int], Path]) -> Path:
+    """100 images of two digits, named by their label."""
+    return draw_digits(tracking / "two digits", 100)
+
+
+def config(**settings: object) -> TrainConfig:
+    small = {"backbone": "compact", "height": HEIGHT, "batch_size": 8, "epochs": 1, "dropout": 0.0}
+    return TrainConfig.model_validate(small | settings)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training, what it printed and what MLflow knows of it."""
+
+    config: TrainConfig
+    outcome: TrainOutcome
+    lines: list[str]
+    run: Run
+    artifacts: Path
+
+    def json(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of a logged table, each value as it was logged."""
+        table = json.loads((self.artifacts / name).read_text())
+        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+
+@pytest.fixture(scope="module")
+def trained(tracking: Path, folder: Path) -> Trained:
+    lines: list[str] = []
+    asked = config(data=str(folder), name="two-digits", epochs=EPOCHS)
+    outcome = experiment.train(asked, lines.append)
+    artifacts = Path(mlflow.artifacts.download_artifacts(run_id=outcome.run_id, dst_path=str(tracking / "downloaded")))
+    return Trained(asked, outcome, lines, mlflow.get_run(outcome.run_id), artifacts)
+
+
+def steps(run_id: str, metric: str) -> list[int]:
+    return [entry.step for entry in MlflowClient().get_metric_history(run_id, metric)]
+
+
+def latest_run() -> Run:
+    tracked = mlflow.get_experiment_by_name("captcha")
+    assert tracked
+    (run,) = MlflowClient().search_runs([tracked.experiment_id], max_results=1, order_by=["start_time DESC"])
+    return run
+
+
+def inputs(run: Run) -> dict[str, Dataset]:
+    """Return the data sets of a run by the part that each was for."""
+    assert run.inputs
+    return {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
+
+
+def versions(name: str) -> int:
+    return len(MlflowClient().search_model_versions(f"name = '{name}'"))
+
+
+# What a training logs
+
+
+def test_a_training_ends_finished_and_registered(trained: Trained) -> None:
+    assert trained.run.info.status == "FINISHED"
+    assert (trained.outcome.model_name, trained.outcome.model_version) == ("two-digits", 1)
+    assert trained.outcome.message == "two-digits version 1 registered, the first champion"
+    assert mlflow.active_run() is None
+
+
+def test_the_settings_and_what_follows_from_them_are_params(trained: Trained, folder: Path) -> None:
+    params = trained.run.data.params
+    for name, value in trained.config.model_dump().items():
+        assert params[name] == ("none" if value is None else str(value)), name
+    samples, _, _ = data.read_samples(folder, HEIGHT)
+    split = data.split(samples, trained.config.seed)
+    for side in ("train", "validation", "test"):
+        members = getattr(split, side)
+        assert params[f"{side}_images"] == str(len(members))
+        assert params[f"{side}_digest"] == data.digest(members)
+    assert params["split_digest"] == split.digest
+    assert params["vocabulary_used"] == "0123456789"
+    assert params["device"] in ("cpu", "cuda", "mps")
+    model = Crnn("compact", 11, HEIGHT)
+    assert params["model_parameters"] == str(sum(p.numel() for p in model.parameters()))
+
+
+def test_every_epoch_has_its_metrics(trained: Trained) -> None:
+    for name in ("val/loss", "val/exact_match", "val/cer"):
+        assert steps(trained.outcome.run_id, name) == list(range(EPOCHS + 1)), name
+    for name in ("train/loss", "train/lr", "train/images_per_second", "train/epoch_seconds"):
+        assert steps(trained.outcome.run_id, name) == list(range(1, EPOCHS + 1)), name
+    assert all(math.isfinite(value) for value in trained.run.data.metrics.values())
+    assert 1 <= trained.run.data.metrics["best_epoch"] <= EPOCHS
+    assert any(name.startswith("system/") for name in trained.run.data.metrics)
+
+
+def test_the_test_figures_are_those_of_the_table_of_predictions(trained: Trained) -> None:
+    metrics, rows = trained.run.data.metrics, trained.json("test_predictions.json")
+    figures = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+    right = [row["label"] == row["prediction"] for row in rows]
+    assert [row["right"] for row in rows] == right
+    assert figures["n"] == len(rows) == int(trained.run.data.params["test_images"])
+    assert figures["wrong"] == right.count(False)
+    assert figures["exact_match"] == pytest.approx(sum(right) / len(rows))
+    assert 0 <= figures["exact_match_low"] <= figures["exact_match"] <= figures["exact_match_high"] <= 1
+    twice = [good for good, row in zip(right, rows, strict=True) if row["label"][0] == row["label"][1]]
+    assert twice, "choose a seed that puts a repeat into the test part"
+    assert figures["n_repeats"] == len(twice)
+    assert figures["exact_match_repeats"] == sum(twice) / len(twice)
+    assert trained.outcome.figures.items() <= figures.items()
+
+
+def test_the_model_has_learned_something(trained: Trained) -> None:
+    # So that texts which agree below are not all empty.
+    assert len({row["prediction"] for row in trained.json("test_predictions.json")} - {""}) > 2
+
+
+def test_predictions_keep_their_leading_zeros_and_name_their_files(trained: Trained) -> None:
+    for row in trained.json("test_predictions.json"):
+        assert row["file"] == f"{row['label']}.png"
+        assert len(row["label"]) == 2
+        assert isinstance(row["prediction"], str)
+        assert 0 <= row["confidence"] <= 1
+
+
+def test_the_confusion_counts_every_character_of_the_test(trained: Trained) -> None:
+    counts = trained.json("test_confusion.json")
+    labels = "".join(row["label"] for row in trained.json("test_predictions.json"))
+    for character in set(labels):
+        assert sum(row["count"] for row in counts if row["label"] == character) == labels.count(character)
+
+
+def test_pictures_of_the_validation_come_every_few_epochs_from_step_0_on(trained: Trained) -> None:
+    pictures = [path.name for path in (trained.artifacts / "images").glob("val*predictions*.png")]
+    assert {int(name.split("%")[2]) if "%" in name else int(name.split("+")[2]) for name in pictures} == {0, 2, 3}
+
+
+@pytest.mark.parametrize("name", ["test_confusion.png", "test_predictions.png", "learning_curves.png"])
+def test_the_figures_at_the_end_are_pictures(trained: Trained, name: str) -> None:
+    picture = cv2.imread(str(trained.artifacts / name))
+    assert picture is not None
+    assert np.unique(picture).size > 10
+
+
+def test_the_three_parts_are_inputs_of_the_run(trained: Trained) -> None:
+    parts = inputs(trained.run)
+    assert set(parts) == {"train", "validation", "test"}
+    for side, dataset in parts.items():
+        assert dataset.name == f"two digits-{side}"
+        assert dataset.digest == trained.run.data.params[f"{side}_digest"]
+
+
+def test_tags_tell_the_backbone_the_data_and_the_files_of_the_model(trained: Trained, folder: Path) -> None:
+    tags = trained.run.data.tags
+    assert (tags["backbone"], tags["data"]) == ("compact", str(folder))
+    model = Path(mlflow.artifacts.download_artifacts("models:/two-digits/1"))
+    content = (model / "artifacts" / "recognizer" / "model.onnx").read_bytes()
+    assert tags["sha256.model.onnx"] == hashlib.sha256(content).hexdigest()
+
+
+def test_the_weights_can_be_trained_on_and_are_those_of_the_registered_model(trained: Trained, folder: Path) -> None:
+    model = Crnn("compact", 11, HEIGHT)
+    model.load_state_dict(load_file(trained.artifacts / "weights" / "model.safetensors"), strict=True)
+    samples, _, _ = data.read_samples(folder, HEIGHT)
+    engine = torch_recognizer(model, Vocabulary("0123456789"), HEIGHT)
+    assert disagreement(engine, load_recognizer("models:/two-digits@champion"), samples) is None
+
+
+def test_the_epoch_of_the_registered_model_is_the_last_one_marked(trained: Trained) -> None:
+    marked = [line.split()[1] for line in trained.lines if line.startswith("epoch") and line.endswith("*")]
+    assert marked
+    assert f"{trained.run.data.metrics['best_epoch']:.0f}/{EPOCHS}" == marked[-1]
+
+
+def test_the_weights_kept_are_those_of_the_last_epoch_chosen_and_the_end_is_diagnosed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(data=str(folder), epochs=9)
+    split = load_split(asked, pytest.fail)
+    nothing = Evaluation(split.validation, [Reading("", 0.5, []) for _ in split.validation], 9.0)
+    model = Crnn("compact", 11, HEIGHT)
+
+    def improve_once(*_: object) -> Iterator[EpochResult]:
+        for number, chosen in ((0, True), (5, True), (9, False)):
+            with torch.no_grad():
+                model.head.weight.fill_(number)
+            yield EpochResult(number, model, nothing, chosen, 9.0 if number else None, 0.001, 100.0, 1.0)
+
+    monkeypatch.setattr(experiment, "train_epochs", improve_once)
+    lines: list[str] = []
+    with tracked_run("a training") as run:
+        kept, results = experiment.fit(asked, split, Vocabulary("0123456789"), lines.append)
+    assert kept.head.weight.unique().tolist() == [5]
+    assert [result.epoch for result in results] == [0, 5, 9]
+    assert mlflow.get_run(run.info.run_id).data.metrics["best_epoch"] == 5
+    assert [line[:44] for line in lines if "warning" in line] == ["warning: after 9 epochs every reading is emp"]
+
+
+def test_a_person_is_told_each_epoch_and_what_to_do_next(trained: Trained) -> None:
+    assert [line.split()[1] for line in trained.lines if line.startswith("epoch")] == ["1/3", "2/3", "3/3"]
+    summary = trained.outcome.summary()
+    assert f"{trained.outcome.figures['exact_match']:.2%} of {trained.outcome.figures['n']:.0f} images" in summary
+    for command in ("mlflow ui", "mlflow models serve -m models:/two-digits@champion", "captcha predict"):
+        assert command in summary
+    assert Path(trained.outcome.example).is_file()
+
+
+def test_a_version_that_is_no_champion_is_served_by_its_number(trained: Trained) -> None:
+    summary = replace(trained.outcome, model_version=7).summary()
+    assert "mlflow models serve -m models:/two-digits/7 " in summary
+    assert summary.endswith("--model models:/two-digits/7")
+
+
+# What is measured is what is served
+
+
+def test_training_evaluate_and_predict_give_the_same_texts(trained: Trained, folder: Path, tmp_path: Path) -> None:
+    rows = trained.json("test_predictions.json")
+    tested = tmp_path / "test part"
+    tested.mkdir()
+    files = [Path(shutil.copy(folder / row["file"], tested)) for row in rows]
+
+    figures = experiment.evaluate(str(tested), "models:/two-digits@champion", pytest.fail)
+    readings = experiment.predict(files, "models:/two-digits@champion", "greedy", 10)
+
+    assert figures == trained.outcome.figures
+    run = latest_run()
+    assert run.info.run_name == "evaluate test part"
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {
+        "data": str(tested),
+        "model": "models:/two-digits@champion",
+        "test_digest": trained.run.data.params["test_digest"],
+    }
+    logged = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/test_predictions.json")
+    assert logged["data"] == [list(row.values()) for row in rows]
+    for reading, row in zip(readings, rows, strict=True):
+        assert isinstance(reading, Reading)
+        assert reading.text == row["prediction"]
+        assert reading.confidence == pytest.approx(row["confidence"], abs=1e-6)
+
+
+def test_predict_says_of_each_file_why_it_cannot_be_read(trained: Trained, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    files = [tmp_path / "absent.png", folder / "11.png", tmp_path / "text.png", tmp_path]
+    absent, reading, text, a_folder = experiment.predict(files, "models:/two-digits/1", "beam", 3)
+    assert isinstance(reading, Reading)
+    assert [str(error) for error in (absent, a_folder)] == [
+        "cannot be read: No such file or directory",
+        "cannot be read: Is a directory",
+    ]
+    assert isinstance(text, ImageError)
+
+
+def test_an_evaluation_of_a_folder_with_errors_leaves_no_run(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_text("no image")
+    before, lines = latest_run().info.run_id, list[str]()
+    with pytest.raises(DataError, match="1 problem in the data, see above"):
+        experiment.evaluate(str(tmp_path), "models:/two-digits/1", lines.append)
+    assert "1.png" in lines[0]
+    assert latest_run().info.run_id == before
+
+
+# Going on from a trained model
+
+
+@pytest.fixture(scope="module")
+def gone_on(trained: Trained, folder: Path) -> Trained:
+    lines: list[str] = []
+    asked = config(data=str(folder), name="gone on", init="models:/two-digits@champion", vocabulary="9x876543210")
+    outcome = experiment.train(asked, lines.append)
+    return Trained(asked, outcome, lines, mlflow.get_run(outcome.run_id), Path())
+
+
+def test_a_training_goes_on_from_a_registered_model_with_other_characters(
+    trained: Trained, gone_on: Trained, folder: Path
+) -> None:
+    split = load_split(gone_on.config, pytest.fail)
+    before = evaluate(load_recognizer("models:/two-digits/1"), split.validation)
+    history = MlflowClient().get_metric_history(gone_on.outcome.run_id, "val/cer")
+    assert history[0].step == 0
+    # What it knows it reads as before; the new class can take a frame of a model so little trained, not many.
+    assert history[0].value == pytest.approx(before.cer, abs=0.1)
+    assert before.cer < 0.8, "else an untrained model would do"
+    assert "going on from models:/two-digits/1, new characters: x" in gone_on.lines
+    assert any(line.startswith("before training it reads ") for line in gone_on.lines)
+    assert not any("warning" in line for line in gone_on.lines)
+
+
+def test_the_run_and_the_version_tell_what_they_went_on_from(trained: Trained, gone_on: Trained) -> None:
+    params = gone_on.run.data.params
+    assert params["init"] == "models:/two-digits@champion"
+    assert params["init_used"] == "models:/two-digits/1"  # an alias moves
+    assert params["init_run"] == trained.outcome.run_id
+    version = MlflowClient().get_model_version("gone on", "1")
+    assert version.tags["init"] == "models:/two-digits/1"
+    assert "compact going on from models:/two-digits/1, trained on `" in str(version.description)
+    assert "init" not in MlflowClient().get_model_version("two-digits", "1").tags
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"init": "models:/nobody@champion"}, r"models:/nobody@champion: [^\n]*; train one first, or name another"),
+        (
+            {"init": "models:/two-digits/1", "height": 48},
+            "models:/two-digits/1 is compact for height 32, not compact for 48: "
+            "pass --backbone compact --height 32 to go on from it",
+        ),
+        (
+            {"init": "models:/two-digits/1", "backbone": "resnet18"},
+            "models:/two-digits/1 is compact for height 32, not resnet18 for 32: "
+            "pass --backbone compact --height 32 to go on from it",
+        ),
+    ],
+    ids=["nobody", "height", "backbone"],
+)
+def test_a_model_that_cannot_be_gone_on_from_ends_the_run_before_the_data_is_read(
+    trained: Trained, tmp_path: Path, settings: dict[str, object], line: str
+) -> None:
+    with pytest.raises((RegistryError, TrainingError), match=f"^{line}$"):
+        experiment.train(config(data=str(tmp_path / "not looked at"), name="unstarted", **settings), pytest.fail)
+    assert latest_run().info.status == "FAILED"
+    assert versions("unstarted") == 0
+
+
+def test_weights_of_a_run_without_their_sha256_are_checked_as_they_are_read(trained: Trained) -> None:
+    torn = replace(load_trained("models:/two-digits/1"), weights=b"torn")
+    with pytest.raises(TrainingError, match=r"^models:/two-digits/1: the weights of run \w+ are damaged: [^\n]*$"):
+        experiment.start_from(config(), torn, Vocabulary("0"), pytest.fail)
+
+
+def test_a_person_is_warned_where_no_character_is_known_or_the_test_may_be(
+    trained: Trained, folder: Path, tmp_path: Path
+) -> None:
+    found = load_trained("models:/two-digits/1")
+
+    def warnings(characters: str, found: TrainedModel = found, **settings: object) -> list[str]:
+        lines: list[str] = []
+        with tracked_run("a training"):
+            experiment.start_from(config(**settings), found, Vocabulary(characters), lines.append)
+        return [line[9:] for line in lines if line.startswith("warning: ")]
+
+    here, elsewhere = str(folder), str(tmp_path)
+    (line,) = warnings("xy", data=elsewhere)
+    assert line.startswith("no character of xy is known to models:/two-digits/1")
+    assert warnings("xy0", data=here) == []
+    assert warnings("0", data=here, seed=1, test_data=elsewhere) == []
+    assert warnings("0", data="draw:kaptcha", seed=1) == []
+    for learned in (
+        warnings("0", data=here, seed=1),  # another split
+        warnings("0", data=elsewhere, test_data=here),  # all of it, the part trained on too
+        warnings("0", replace(found, test_data=elsewhere), data=here),  # none was held back of it
+    ):
+        assert [line[:44] for line in learned] == ["models:/two-digits/1 has learned from " + here[:6]]
+
+
+# What goes wrong
+
+
+def test_an_export_that_is_not_the_trained_model_is_not_registered(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export_another(model: Crnn, height: int) -> bytes:
+        with torch.no_grad():
+            model.local_head.weight[0] += 0.01
+            content = to_onnx(model, height)
+            model.local_head.weight[0] -= 0.01
+        return content
+
+    monkeypatch.setattr(experiment, "to_onnx", export_another)
+    with pytest.raises(
+        TrainingError, match=r"^the exported model is not the trained one: [^\n]*; nothing is registered"
+    ):
+        experiment.train(config(data=str(folder), name="another"), lambda line: None)
+    run = latest_run()
+    assert run.info.status == "FAILED"
+    assert versions("another") == 0
+    assert not run.outputs or not run.outputs.model_outputs
+    assert [file.path for file in MlflowClient().list_artifacts(run.info.run_id, "weights")] == [
+        "weights/model.safetensors"
+    ]
+    assert "test/exact_match" not in run.data.metrics
+
+
+def test_all_problems_of_the_data_are_said_and_nothing_is_left_half_done(folder: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    (bad / "torn.png").write_bytes((bad / "11.png").read_bytes()[:60])
+    (bad / "text.png").write_text("no image")
+    shutil.copy(bad / "12.png", bad / "21 again.png")  # the same picture under another label
+    lines: list[str] = []
+    with pytest.raises(DataError, match=r"^3 problems in the data, see above$"):
+        experiment.train(config(data=str(bad), name="bad"), lines.append)
+    for file in ("torn.png", "text.png", "21 again.png"):
+        assert f"error: {file}: " in "\n".join(lines)
+    run = latest_run()
+    assert run.info.status == "FAILED"
+    assert MlflowClient().list_artifacts(run.info.run_id) == []
+    assert versions("bad") == 0
+
+
+def test_a_stuck_training_says_so_and_an_interrupted_one_is_killed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_nothing_until_ctrl_c(config: TrainConfig, split: Split, *rest: object) -> Iterator[EpochResult]:
+        model = Crnn("compact", 11, HEIGHT)
+        validation = Evaluation(split.validation, [Reading("", 0.5, []) for _ in split.validation], 9.0)
+        yield EpochResult(config.epochs // 3, model, validation, True, 9.0, 0.001, 100.0, 1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "train_epochs", read_nothing_until_ctrl_c)
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train(config(data=str(folder), name="interrupted", epochs=21), lines.append)
+    assert lines[-1].startswith("warning: after 7 epochs every reading is empty (loss 9.0)")
+    assert latest_run().info.status == "KILLED"
+    assert versions("interrupted") == 0
+
+
+# Under `mlflow run`, from drawn images
+
+
+def test_a_parent_run_with_params_in_another_spelling_is_gone_on_with(
+    tracking: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "DRAWN_IMAGES", 60)
+    monkeypatch.setattr(experiment, "endless_batches", partial(endless_batches, workers=0))  # a process takes seconds
+    monkeypatch.setattr(experiment, "project_root", lambda: tracking)
+    parent = MlflowClient().create_run("0")
+    for key, value in {"learning_rate": "1e-3", "epochs": "01", "pretrained": "false", "data": "draw:kaptcha"}.items():
+        MlflowClient().log_param(parent.info.run_id, key, value)
+    monkeypatch.setattr(fluent, "_active_experiment_id", None)  # as in a process of its own
+    with mock.patch.dict(os.environ, {"MLFLOW_RUN_ID": parent.info.run_id, "MLFLOW_EXPERIMENT_ID": "0"}):
+        outcome = experiment.train(config(data="draw:kaptcha", name="drawn"), lambda line: None)
+    assert outcome.run_id == parent.info.run_id
+    run = mlflow.get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["learning_rate"] == "1e-3"
+    assert run.data.params["backbone"] == "compact"
+    names = {part: dataset.name for part, dataset in inputs(run).items()}
+    assert names == {part: f"draw:kaptcha-{part}" for part in ("train", "validation", "test")}
+    assert Path(outcome.example).resolve().parent == tracking / "mlruns"
+    (reading,) = experiment.predict([Path(outcome.example)], "models:/drawn@champion", "greedy", 10)
+    assert isinstance(reading, Reading)
+
+
+# The parts
+
+
+def test_training_on_a_style_is_on_images_drawn_for_it_with_no_text_that_is_held_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(experiment, "DRAWN_IMAGES", 200)
+    asked = config(data="draw:kaptcha", batch_size=4)
+    split = load_split(asked, pytest.fail)
+    drawn_first = {sample.digest for sample in [*split.train, *split.validation, *split.test]}
+    assert len(drawn_first) == experiment.DRAWN_IMAGES
+    held_back = {sample.text for sample in split.validation}
+    trained_on: list[Sample] = []
+    kept_from: list[object] = []
+    endless = experiment.drawn_samples
+
+    def note_what_is_kept_from(asked: TrainConfig, without: Collection[str] = ()) -> DrawnSamples:
+        kept_from.append(without)
+        return endless(asked, without)
+
+    def stand_in(*arguments: Any) -> Iterator[EpochResult]:
+        trained_on.extend(sample for _ in range(3) for sample in next(arguments[4]))
+        nothing = Evaluation(split.validation, [Reading("", 0.5, []) for _ in split.validation], 9.0)
+        yield EpochResult(0, Crnn("compact", 11, HEIGHT), nothing, True, None, 0.001, 0.0, 0.0)
+
+    monkeypatch.setattr(experiment, "drawn_samples", note_what_is_kept_from)
+    monkeypatch.setattr(experiment, "train_epochs", stand_in)
+    with tracked_run("a training"):
+        experiment.fit(asked, split, Vocabulary("0123456789"), lambda line: None)
+    assert len(trained_on) == 12
+    assert not {sample.digest for sample in trained_on} & drawn_first
+    assert kept_from == [held_back | {sample.text for sample in split.test}]
+
+
+@pytest.fixture
+def other_folders(tmp_path: Path, draw: Draw) -> tuple[Path, Path]:
+    """A folder for validation and one for the test, of two letters each."""
+    folders = tmp_path / "val", tmp_path / "test"
+    for folder, texts in zip(folders, (["ab", "12"], ["cd", "34", "56"]), strict=True):
+        folder.mkdir()
+        for text in texts:
+            cv2.imwrite(str(folder / f"{text}.png"), draw(text, 48, HEIGHT, seed=9))
+    return folders
+
+
+def texts_of(samples: list[data.Sample]) -> set[str]:
+    return {sample.text for sample in samples}
+
+
+def test_a_fixed_part_takes_the_place_of_the_one_split_off(folder: Path, other_folders: tuple[Path, Path]) -> None:
+    val, test = map(str, other_folders)
+    usual = load_split(config(data=str(folder)), pytest.fail)
+
+    both = load_split(config(data=str(folder), val_data=val, test_data=test), pytest.fail)
+    assert (texts_of(both.validation), texts_of(both.test)) == ({"ab", "12"}, {"cd", "34", "56"})
+    assert len(both.train) == 100
+
+    one = load_split(config(data=str(folder), test_data=test), pytest.fail)
+    assert texts_of(one.validation) == texts_of(usual.validation)
+    assert texts_of(one.train) == texts_of(usual.train) | texts_of(usual.test)
+    assert texts_of(one.test) == {"cd", "34", "56"}
+
+
+def test_a_fixed_part_is_an_input_of_its_own_and_gives_the_example(
+    folder: Path, other_folders: tuple[Path, Path]
+) -> None:
+    val, test = other_folders
+    asked = config(data=str(folder), val_data=str(val), test_data=str(test))
+    split = load_split(asked, pytest.fail)
+    with tracked_run("a training") as run:
+        experiment.log_inputs(asked, split, Vocabulary("0123456789"))
+    names = {part: dataset.name for part, dataset in inputs(mlflow.get_run(run.info.run_id)).items()}
+    assert names == {"train": "two digits-train", "validation": "val-validation", "test": "test-test"}
+    path = experiment.example_of(asked, split.test[0])
+    assert path.samefile(test / split.test[0].name)
+
+
+def test_a_picture_that_is_trained_on_cannot_be_tested_on(folder: Path, other_folders: tuple[Path, Path]) -> None:
+    shutil.copy(folder / "77.png", other_folders[1])
+    lines: list[str] = []
+    with pytest.raises(DataError, match="1 problem in the data"):
+        load_split(config(data=str(folder), test_data=str(other_folders[1])), lines.append)
+    assert "77.png" in lines[0]
+
+
+def test_characters_that_training_never_saw_are_named(
+    folder: Path, other_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "train_epochs", mock.Mock(side_effect=TrainingError("far enough")))
+    lines: list[str] = []
+    with pytest.raises(TrainingError, match="far enough"):
+        experiment.train(config(data=str(folder), test_data=str(other_folders[1])), lines.append)
+    assert lines[0] == "warning: no training label holds c d: the labels with them, held back, cannot be read right"
+    assert latest_run().data.params["vocabulary_used"] == "0123456789"
+
+
+def test_a_given_vocabulary_is_used_and_labels_outside_it_are_refused(folder: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(DataError):
+        load_split(config(data=str(folder), vocabulary="012345678"), lines.append)
+    assert "outside the vocabulary: '9'" in lines[0]
+
+
+def test_a_label_too_long_for_the_models_frames_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long"
+    shutil.copytree(folder, long)
+    label = "1234567890" * (48 // FRAME_STRIDE // 10 + 1)
+    shutil.copy(long / "55.png", long / f"{label}.png")
+    (long / "55.png").unlink()
+    lines: list[str] = []
+    with pytest.raises(DataError):
+        load_split(config(data=str(long)), lines.append)
+    assert f"{label}.png" in lines[0]
+    assert "frames" in lines[0]
+
+
+# Drawn images beside a folder's
+
+
+def test_half_of_every_batch_is_drawn_and_every_image_of_the_folder_comes_before_any_comes_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "endless_batches", partial(endless_batches, workers=0))  # a process takes seconds
+    asked = config(data=str(folder), drawn="kaptcha", batch_size=9)
+    split = load_split(asked, pytest.fail)
+    batches = experiment._batches(asked, split)
+    assert batches
+    seen: list[str] = []
+    while len(seen) < len(split.train):
+        batch = next(batches)
+        real = [s.digest for s in batch if len(s.text) == 2]
+        assert (len(batch), len(real)) == (9, 5)
+        seen += real
+    assert set(seen[: len(split.train)]) == {s.digest for s in split.train}
+
+
+def test_the_vocabulary_holds_the_characters_that_are_drawn_beside_the_labels(folder: Path) -> None:
+    asked = config(data=str(folder), drawn="kaptcha")
+    found = experiment._vocabulary(asked, load_split(asked, pytest.fail), pytest.fail)
+    assert found.characters == "".join(sorted("0123456789" + "abcdegfynmpwx"))
+
+
+def test_a_style_that_draws_what_the_model_cannot_say_is_refused(folder: Path) -> None:
+    asked = config(data=str(folder), drawn="kaptcha", vocabulary="0123456789abc")
+    with pytest.raises(StyleError, match=r"^the style kaptcha draws 'defgmnpwxy', which is outside the vocabulary: "):
+        experiment.drawn_samples(asked)
+    assert experiment.drawn_samples(config(data=str(folder), drawn="kaptcha", vocabulary="2345678abcdefgmnpwxyz"))

@@ -1,0 +1,237 @@
+import hashlib
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx.parser
+import pytest
+from numpy.typing import NDArray
+
+from captcha.reading.recognizer import COLUMNS_AT_ONCE, Recognizer, RecognizerError, save_recognizer
+from captcha.reading.vocabulary import Vocabulary
+
+Image = NDArray[np.uint8]
+HEIGHT = 16
+VOCABULARY = Vocabulary("abc")
+
+# Each column of pixels is a frame, its brightness the class: white is the blank, black "a", then "b" and "c".
+STRIPES = (Path(__file__).parent / "stripes.onnxtxt").read_text()
+SHADES = {" ": 255, "a": 0, "b": 85, "c": 170}
+
+
+def stripes_log_probs(images: Image) -> NDArray[np.float32]:
+    """What STRIPES computes, in NumPy."""
+    columns = images.astype(np.float32).mean(axis=(1, 2)).T[:, :, None]
+    logits = -0.005 * (columns - np.array([255, 0, 85, 170], np.float32)) ** 2
+    log_probs: NDArray[np.float32] = logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))
+    return log_probs
+
+
+def stripes_model(text: str = STRIPES) -> bytes:
+    content: bytes = onnx.parser.parse_model(text).SerializeToString()
+    return content
+
+
+def draw(text: str, height: int = HEIGHT, stripe: int = 4) -> Image:
+    """An image that STRIPES reads as the text: a stripe for each character, white ones between."""
+    row = [shade for character in text for shade in (255, SHADES[character]) for _ in range(stripe)]
+    return np.tile(np.array([*row, *[255] * stripe], np.uint8)[None, :, None], (height, 1, 3))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_recognizer(tmp_path / "saved", stripes_model(), VOCABULARY, HEIGHT)
+    return tmp_path / "saved"
+
+
+def test_a_saved_recognizer_reads_as_the_one_it_was_made_from(folder: Path) -> None:
+    images = [draw("abc"), draw("ccaab"), draw("b")]
+
+    loaded = Recognizer.load(folder)
+    readings = loaded.read(images)
+
+    assert (loaded.vocabulary, loaded.height) == (VOCABULARY, HEIGHT)
+    assert [reading.text for reading in readings] == ["abc", "ccaab", "b"]
+    expected = Recognizer(stripes_log_probs, VOCABULARY, HEIGHT).read(images)
+    for reading, other in zip(readings, expected, strict=True):
+        assert reading.confidence == pytest.approx(other.confidence, abs=1e-5)
+        assert reading.character_confidences == pytest.approx(other.character_confidences, abs=1e-5)
+
+
+def test_saving_twice_gives_the_same_files_and_tells_their_sha256(tmp_path: Path) -> None:
+    first = save_recognizer(tmp_path / "deep" / "first", stripes_model(), VOCABULARY, HEIGHT)
+    second = save_recognizer(tmp_path / "second", stripes_model(), VOCABULARY, HEIGHT)
+
+    assert first == second
+    assert first["model.onnx"] == hashlib.sha256((tmp_path / "second" / "model.onnx").read_bytes()).hexdigest()
+    for file in ("model.onnx", "recognizer.json"):
+        assert (tmp_path / "deep" / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+
+
+@pytest.mark.parametrize("characters", ['a"\\', "é中😀", "\u2028\n ", "\ud800x\0"])
+def test_any_vocabulary_comes_back(tmp_path: Path, characters: str) -> None:
+    save_recognizer(tmp_path, stripes_model(), Vocabulary(characters), HEIGHT)
+
+    assert Recognizer.load(tmp_path).vocabulary.characters == characters
+
+
+def test_images_of_any_height_are_resized() -> None:
+    recognizer = Recognizer(stripes_log_probs, VOCABULARY, HEIGHT)
+
+    small, big = np.full((3, 5, 3), SHADES["c"], np.uint8), draw("bac", height=80, stripe=30)
+
+    assert [reading.text for reading in recognizer.read([small, big])] == ["c", "bac"]
+
+
+def test_a_reading_does_not_depend_on_the_images_that_came_with_it(folder: Path) -> None:
+    recognizer = Recognizer.load(folder)
+    random = np.random.default_rng(0)
+    texts = ["".join(random.choice(list("abc"), size=random.integers(1, 12))) for _ in range(40)]
+    noisy = [cv2.add(draw(text), random.integers(0, 9, draw(text).shape, dtype=np.uint8)) for text in texts]
+    images = [np.asarray(image, np.uint8) for image in noisy]
+
+    together = recognizer.read(images)
+
+    assert [reading.text for reading in together] == texts
+    for image, reading in zip(images, together, strict=True):
+        (alone,) = recognizer.read([image])
+        assert alone.text == reading.text
+        assert alone.confidence == pytest.approx(reading.confidence, abs=1e-6)
+        assert alone.character_confidences == pytest.approx(reading.character_confidences, abs=1e-6)
+
+
+def test_batches_hold_one_width_and_a_bounded_number_of_columns() -> None:
+    shapes = []
+
+    def log_probs_of(images: Image) -> NDArray[np.float32]:
+        shapes.append(images.shape)
+        return stripes_log_probs(images)
+
+    wide = np.full((HEIGHT, COLUMNS_AT_ONCE + 1, 3), 255, np.uint8)
+    images = [draw("a"), wide, *[draw("abc")] * (COLUMNS_AT_ONCE // 32 + 5), draw("b")]
+    readings = Recognizer(log_probs_of, VOCABULARY, HEIGHT).read(images)
+
+    assert [reading.text for reading in readings] == ["a", "", *["abc"] * (len(images) - 3), "b"]
+    assert sum(count for count, *_ in shapes) == len(images)
+    assert all(count == 1 or count * width <= COLUMNS_AT_ONCE for count, _, _, width in shapes)
+    assert len(shapes) == 4  # "a" and "b" together, the wide one, "abc" in two
+
+
+def test_no_images_give_no_readings() -> None:
+    assert Recognizer(stripes_log_probs, VOCABULARY, HEIGHT).read([]) == []
+
+
+def test_the_beam_reads_the_likelier_text_and_confidence_is_its_probability() -> None:
+    # Two frames, blank 0.6 and "a" 0.4 in both: "" has 0.36, "a" 0.16 + 0.24 + 0.24.
+    frame = np.log(np.array([0.6, 0.4, 1e-30, 1e-30], np.float32))
+    recognizer = Recognizer(lambda images: np.tile(frame, (2, len(images), 1)), VOCABULARY, HEIGHT)
+    image = draw("a")
+
+    (greedy,) = recognizer.read([image])
+    (beam,) = recognizer.read([image], decoder="beam", beam_width=3)
+
+    assert (greedy.text, greedy.character_confidences) == ("", [])
+    assert greedy.confidence == pytest.approx(0.36)
+    assert beam.text == "a"
+    assert beam.confidence == pytest.approx(0.64)
+    assert beam.character_confidences == pytest.approx([1.0])
+
+
+def test_confidence_never_exceeds_one_by_rounding() -> None:
+    certain = np.full((40, 1, 4), -np.inf, np.float32)
+    certain[:, :, 0] = 1e-6  # float32 rounding can leave a log-probability a little above 0
+
+    (reading,) = Recognizer(lambda images: certain, VOCABULARY, HEIGHT).read([draw("a")])
+
+    assert reading.confidence == 1.0
+
+
+def test_threads_may_share_a_recognizer(folder: Path) -> None:
+    recognizer = Recognizer.load(folder)
+    texts = ["abc", "b", "cabab", "aa"] * 8
+    with ThreadPoolExecutor(8) as threads:
+        readings = list(threads.map(lambda text: recognizer.read([draw(text)])[0], texts))
+
+    assert [reading.text for reading in readings] == texts
+
+
+def test_an_unknown_decoder_is_refused() -> None:
+    recognizer = Recognizer(stripes_log_probs, VOCABULARY, HEIGHT)
+    with pytest.raises(ValueError, match="unknown decoder 'best': use greedy or beam"):
+        recognizer.read([draw("a")], decoder="best")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="beam_width must be at least 1"):
+        recognizer.read([draw("a")], decoder="beam", beam_width=0)
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "recognizer.json"])
+def test_a_missing_file_is_named(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    with pytest.raises(RecognizerError, match=rf"{file} cannot be read: No such file"):
+        Recognizer.load(folder)
+
+
+def test_a_changed_model_is_refused(folder: Path) -> None:
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(content)
+    with pytest.raises(RecognizerError, match=r"model.onnx is not the file that was saved: its sha256 differs"):
+        Recognizer.load(folder)
+
+
+@pytest.mark.parametrize(("key", "value"), [("vocabulary", "abd"), ("height", 17)])
+def test_changed_settings_are_refused(folder: Path, key: str, value: object) -> None:
+    settings = json.loads((folder / "recognizer.json").read_text())
+    (folder / "recognizer.json").write_text(json.dumps({**settings, key: value}))
+    with pytest.raises(RecognizerError, match=r"recognizer.json is not the file that was saved: its sha256 differs"):
+        Recognizer.load(folder)
+
+
+def test_an_unknown_format_says_so(folder: Path) -> None:
+    settings = json.loads((folder / "recognizer.json").read_text())
+    (folder / "recognizer.json").write_text(json.dumps({**settings, "format": 2}))
+    with pytest.raises(RecognizerError, match="has format 2, this version reads 1"):
+        Recognizer.load(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1', '{"format": 1, "vocabulary": 5}', "\xff"])
+def test_damaged_settings_are_one_line(folder: Path, content: str) -> None:
+    (folder / "recognizer.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(RecognizerError, match=r"^[^\n]*recognizer.json is damaged: [^\n]*$"):
+        Recognizer.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (b"no model", "is no model that ONNX Runtime can run"),
+        (stripes_model(STRIPES.replace("images", "pixels")), r"must take images.*it takes \[\('pixels'"),
+        (stripes_model(STRIPES.replace("uint8", "float")), "must take images, tensor.uint8"),
+    ],
+)
+def test_a_file_that_is_no_such_model_is_refused_in_one_line(tmp_path: Path, model: bytes, message: str) -> None:
+    save_recognizer(tmp_path, model, VOCABULARY, HEIGHT)
+    with pytest.raises(RecognizerError, match=message) as caught:
+        Recognizer.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.zeros((5, 1, 3), np.float32), r"gave \(5, 1, 3\), wanted \(T, 1, 4\)"),
+        (np.full((5, 1, 4), math.nan, np.float32), "gave NaN"),
+    ],
+)
+def test_a_model_that_answers_nonsense_is_refused(answer: Any, message: str) -> None:
+    with pytest.raises(RecognizerError, match=message):
+        Recognizer(lambda images: answer, VOCABULARY, HEIGHT).read([draw("a")])
+
+
+def test_a_model_for_another_height_says_what_failed(tmp_path: Path) -> None:
+    save_recognizer(tmp_path, stripes_model(STRIPES.replace("3, H, W", "3, 8, W")), VOCABULARY, HEIGHT)
+    with pytest.raises(RecognizerError, match=r"^the model failed on images of shape \(1, 3, 16, 16\): [^\n]*$"):
+        Recognizer.load(tmp_path).read([draw("a")])

@@ -1,0 +1,545 @@
+import base64
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mlflow
+import numpy as np
+import onnx.parser
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import scoring_server
+from numpy.typing import NDArray
+
+from captcha.reading import images
+from captcha.reading.images import MAX_BYTES
+from captcha.reading.recognizer import RecognizerError, save_recognizer
+from captcha.reading.serving import ARTIFACT, MAX_ROWS, CaptchaModel, log_model
+from captcha.reading.vocabulary import Vocabulary
+
+HEIGHT = 16
+
+# Each column of pixels is a frame, its brightness the class: white is the blank, black "a", then "b" and "c".
+STRIPES = (Path(__file__).parent / "stripes.onnxtxt").read_text()
+
+
+def png(text: str, pixels: NDArray[np.uint8] | None = None) -> bytes:
+    """A PNG that STRIPES reads as the text, or one of these pixels."""
+    shades = {"a": 0, "b": 85, "c": 170}
+    row = [shade for character in text for shade in (255, 255, shades[character], shades[character])]
+    image = np.tile(np.array([*row, 255], np.uint8), (HEIGHT, 1)) if pixels is None else pixels
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty folder that MLflow tracks into while these tests run."""
+    folder = tmp_path_factory.mktemp("a folder with spaces")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(workplace: Path) -> Path:
+    """The logged model as it stands on the disk."""
+    model = onnx.parser.parse_model(STRIPES).SerializeToString()
+    save_recognizer(workplace / "recognizer", model, Vocabulary("abc"), HEIGHT)
+    experiment = mlflow.MlflowClient().create_experiment("serving")
+    with mlflow.start_run(experiment_id=experiment):
+        logged = log_model("captcha", workplace / "recognizer", png("abc"))
+    (workplace / "recognizer" / "model.onnx").unlink()  # the model must not need what it was made from
+    return Path(mlflow.artifacts.download_artifacts(logged.model_uri))
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> Any:
+    return mlflow.pyfunc.load_model(str(model_folder))
+
+
+def bodies(images: list[Any]) -> dict[str, dict[str, Any]]:
+    """Every form of JSON body that MLflow's protocol has for these images."""
+    records = [{"image": image} for image in images]
+    return {
+        "inputs": {"inputs": images},
+        "inputs by column": {"inputs": {"image": images}},
+        "inputs by row": {"inputs": records},
+        "instances": {"instances": images},
+        "instances by column": {"instances": {"image": images}},
+        "instances by row": {"instances": records},
+        "dataframe_split": {"dataframe_split": {"columns": ["image"], "data": [[image] for image in images]}},
+        "dataframe_records": {"dataframe_records": records},
+    }
+
+
+FORMS = list(bodies([]))
+OVERSIZED = png("", np.zeros((3200, 3200), np.uint8))
+HUGE = "*" * (-(-MAX_BYTES // 3) * 4 + 4)  # no base64 either: the length must be refused before that shows
+
+# What one row may hold that is not an image in base64, and what the answer says of it.
+BAD_IMAGES = {
+    "null": (None, "the image is null"),
+    "a number": (5, "base64"),
+    "a fraction": (1.5, "base64"),
+    "not base64": ("*" + encoded(png("a")), "the image is not base64"),
+    "no padding": (encoded(png("a")).rstrip("=") + "A", "the image is not base64"),
+    "not ASCII": ("é" * 8, "the image is not base64"),
+    "a path": ("/etc/passwd", "the image is not base64"),
+    "a URL": ("http://127.0.0.1:9/image.png", "the image is not base64"),
+    "a file URL": ("file:///etc/passwd", "the image is not base64"),
+    "a data URL in percents": ("data:image/png,%89PNG", "must end in ;base64"),
+    "empty": ("", "empty"),
+    "an empty data URL": ("data:image/png;base64,", "empty"),
+    "not an image": (encoded(b"hello, world"), "not an image"),
+    "truncated": (encoded(png("abc")[:-20]), "truncated"),
+    "too many pixels": (encoded(OVERSIZED), "more than the 10 megapixels"),
+    "too many bytes": (HUGE, "more than the 10 MB"),
+}
+# Bad parameters that come as far as our code; MLflow itself refuses those of a wrong type.
+BAD_PARAMS = [
+    ({"decoder": "best"}, "decoder must be greedy or beam, not 'best'"),
+    ({"decoder": ""}, "decoder must be greedy or beam, not ''"),
+    ({"decoder": None}, "decoder must be greedy or beam, not None"),
+    ({"beam_width": 0}, "beam_width must be 1 to 100, not 0"),
+    ({"beam_width": 101}, "beam_width must be 1 to 100, not 101"),
+    ({"beam_width": None}, "beam_width must be 1 to 100, not None"),
+]
+# Requests that MLflow refuses before our code is asked: its own words, but a 400 without a stack trace.
+MALFORMED: list[Any] = [
+    {},
+    [],
+    {"inputs": None},
+    {"inputs": "/etc/passwd"},
+    {"inputs": {"picture": ["x"]}},
+    {"inputs": ["x"], "instances": ["x"]},
+    {"instances": [{"picture": "x"}]},
+    {"dataframe_split": {"columns": ["picture"], "data": [["x"]]}},
+    {"dataframe_split": {"columns": ["image"], "data": [["x", "y"]]}},
+    {"dataframe_records": [{}]},
+    {"inputs": ["x"], "params": {"decoder": 5}},
+    {"inputs": ["x"], "params": {"beam_width": "5"}},
+    {"inputs": ["x"], "params": {"beam_width": 2.5}},
+    {"inputs": ["x"], "params": ["beam"]},
+]
+
+
+def post(model: Any, body: Any) -> tuple[int, Any]:
+    """Status and answer of MLflow's scoring server, without the HTTP around it."""
+    try:
+        response = scoring_server.invocations(
+            json.dumps(body), "application/json", model, model.metadata.get_input_schema()
+        )
+    except MlflowException as error:
+        return error.get_http_status_code(), json.loads(error.serialize_as_json())
+    return response.status, json.loads(response.response)
+
+
+def check_refusal(status: int, answer: Any) -> str:
+    """The message of a 400 that holds one line and no stack trace."""
+    assert status == 400
+    assert "stack_trace" not in answer
+    message: str = answer["message"]
+    assert "\n" not in message
+    assert len(message) < 300
+    return message
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_request_reads_its_images(model: Any, form: str) -> None:
+    status, answer = post(model, bodies([encoded(png(text)) for text in ("abc", "c", "abbaca")])[form])
+
+    assert status == 200
+    assert [row["text"] for row in answer["predictions"]] == ["abc", "c", "abbaca"]
+    for row in answer["predictions"]:
+        assert set(row) == {"text", "confidence", "character_confidences"}
+        assert 0.9 < row["confidence"] <= 1
+        assert len(row["character_confidences"]) == len(row["text"])
+        assert all(0.9 < share <= 1 for share in row["character_confidences"])
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"decoder": "greedy"}, {"decoder": "beam"}, {"decoder": "beam", "beam_width": 2}]
+)
+def test_decoders_are_chosen_by_params(model: Any, params: dict[str, Any]) -> None:
+    status, answer = post(model, {"inputs": [encoded(png("cab"))], "params": params})
+
+    assert (status, answer["predictions"][0]["text"]) == (200, "cab")
+
+
+def test_params_reach_the_recognizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int]] = []
+
+    class Listener:
+        height = HEIGHT
+
+        def read(self, images: Any, decoder: str, beam_width: int) -> list[Any]:
+            calls.append((decoder, beam_width))
+            return []
+
+    captcha_model = CaptchaModel()
+    monkeypatch.setattr(captcha_model, "recognizer", Listener(), raising=False)
+    frame = pd.DataFrame({"image": []})
+    captcha_model.predict(None, frame)
+    captcha_model.predict(None, frame, {"decoder": "beam", "beam_width": 7})
+
+    assert calls == [("greedy", 10), ("beam", 7)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data:image/png;base64," + encoded(png("abc")),
+        "DATA:;Base64," + encoded(png("abc")),
+        base64.encodebytes(png("abc")).decode(),
+        "data:image/png;base64,\r\n" + base64.encodebytes(png("abc")).decode().replace("\n", "\r\n") + "  ",
+    ],
+)
+def test_prefix_and_line_breaks_are_allowed(model: Any, text: str) -> None:
+    status, answer = post(model, {"inputs": [text]})
+
+    assert (status, answer["predictions"][0]["text"]) == (200, "abc")
+
+
+def test_python_callers_may_give_bytes(model: Any) -> None:
+    readings = model.predict(pd.DataFrame({"image": [png("abc"), bytearray(png("c")), encoded(png("b"))]}))
+
+    assert readings["text"].tolist() == ["abc", "c", "b"]
+
+
+def test_the_input_example_is_an_image_it_reads(model: Any) -> None:
+    assert model.predict(model.input_example)["text"].tolist() == ["abc"]
+
+
+def test_an_image_without_text_gives_an_empty_text(model: Any) -> None:
+    status, answer = post(model, {"inputs": [encoded(png(""))]})
+
+    (row,) = answer["predictions"]
+    assert (status, row["text"], row["character_confidences"]) == (200, "", [])
+
+
+def test_no_rows_give_no_predictions(model: Any) -> None:
+    assert post(model, {"inputs": []}) == (200, {"predictions": []})
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_a_bad_image_is_refused_with_its_row(model: Any, form: str, kind: str) -> None:
+    bad, expected = BAD_IMAGES[kind]
+
+    message = check_refusal(*post(model, bodies([encoded(png("a")), bad])[form]))
+
+    assert message.startswith("row 1: ")
+    assert expected in message
+    assert message.endswith("(the first row is row 0)")
+
+
+@pytest.mark.parametrize("value", [["x"], ["x", "y"], {"x": "y"}, [[1, 2], [3, 4]], True])
+@pytest.mark.parametrize("form", ["inputs by row", "instances by row", "dataframe_split", "dataframe_records"])
+def test_what_is_no_text_is_refused_with_its_row(model: Any, form: str, value: Any) -> None:
+    message = check_refusal(*post(model, bodies([value])[form]))
+
+    assert message.startswith("row 0: ")
+    assert "base64" in message or "not an image" in message
+
+
+@pytest.mark.parametrize("null", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT])
+def test_python_s_nulls_are_refused_with_their_row(model: Any, null: object) -> None:
+    with pytest.raises(MlflowException, match=r"^row 1: the image is null"):
+        model.predict(pd.DataFrame({"image": pd.Series([png("a"), null], dtype=object)}))
+
+
+def test_several_bad_rows_are_counted(model: Any) -> None:
+    good = encoded(png("a"))
+
+    message = check_refusal(*post(model, {"inputs": ["*", good, "", "*", "*", "*"]}))
+
+    assert re.findall(r"row (\d+):", message) == ["0", "2", "3"]
+    assert "and 2 rows more" in message
+
+
+def test_too_many_rows_are_refused(model: Any) -> None:
+    good = encoded(png("a"))
+
+    assert len(post(model, {"inputs": [good] * MAX_ROWS})[1]["predictions"]) == MAX_ROWS
+    message = check_refusal(*post(model, {"inputs": [good] * (MAX_ROWS + 1)}))
+    assert "1025 rows, more than the 1024 allowed" in message
+
+
+@pytest.mark.parametrize(("params", "expected"), BAD_PARAMS)
+def test_a_bad_parameter_is_refused(model: Any, params: dict[str, Any], expected: str) -> None:
+    message = check_refusal(*post(model, {"inputs": [encoded(png("a"))], "params": params}))
+
+    assert message == expected
+
+
+@pytest.mark.parametrize("body", MALFORMED)
+def test_a_malformed_request_is_refused_without_a_stack_trace(model: Any, body: Any) -> None:
+    status, answer = post(model, body)
+
+    assert status == 400
+    assert "stack_trace" not in answer
+    assert "Traceback" not in answer["message"]
+
+
+def test_no_file_that_a_request_names_is_opened(model: Any, tmp_path: Path) -> None:
+    # A name that is sound base64 as well, of a file that holds an image.
+    (tmp_path / "abcd").write_bytes(png("abc"))
+    opened: list[str] = []
+    watching = True
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event in ("open", "socket.connect", "urllib.Request", "subprocess.Popen"):
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(watch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        for form in FORMS:
+            for name in ("abcd", str(tmp_path / "abcd"), f"file://{tmp_path}/abcd", "http://127.0.0.1:9/abcd"):
+                check_refusal(*post(model, bodies([name])[form]))
+    watching = False
+
+    assert not [name for name in opened if "abcd" in name or "127.0.0.1" in name]
+
+
+def test_a_broken_model_is_no_fault_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        height = HEIGHT
+
+        def read(self, *arguments: Any) -> list[Any]:
+            raise RecognizerError("the model gave NaN")
+
+    captcha_model = CaptchaModel()
+    monkeypatch.setattr(captcha_model, "recognizer", Broken(), raising=False)
+    with pytest.raises(MlflowException, match=r"^the model gave NaN$") as caught:
+        captcha_model.predict(None, pd.DataFrame({"image": [png("a")]}))
+    assert caught.value.get_http_status_code() == 500
+
+
+def test_threads_may_share_the_model(model: Any) -> None:
+    texts = ["abc", "c", "baba"] * 10
+    answers: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        answers[number] = post(model, {"inputs": [encoded(png(texts[number]))]})[1]["predictions"][0]["text"]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(texts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [answers[number] for number in range(len(texts))] == texts
+
+
+def test_the_model_holds_what_serving_needs_and_nothing_else(model_folder: Path) -> None:
+    code = model_folder / "code" / "captcha"
+    served = Path(images.__file__).parent
+    modules = {"__init__.py", *(f"reading/{path.name}" for path in served.glob("*.py"))}
+    assert {path.relative_to(code).as_posix() for path in code.rglob("*") if path.is_file()} == modules
+    files = {path.name for path in (model_folder / "artifacts" / ARTIFACT).iterdir()}
+    assert files == {"model.onnx", "recognizer.json"}
+    assert not list(model_folder.rglob("*.pkl"))
+    requirements = (model_folder / "requirements.txt").read_text().split()
+    assert [line.split("==")[0] for line in requirements] == [
+        "mlflow",
+        "onnxruntime",
+        "numpy",
+        "opencv-python-headless",
+    ]
+    assert f"mlflow=={mlflow.__version__}" in requirements
+
+
+def test_the_signature_says_what_goes_in_and_comes_out(model: Any) -> None:
+    signature = model.metadata.signature.to_dict()
+
+    assert json.loads(signature["inputs"]) == [{"type": "string", "name": "image", "required": True}]
+    assert [(column["name"], column["type"]) for column in json.loads(signature["outputs"])] == [
+        ("text", "string"),
+        ("confidence", "double"),
+        ("character_confidences", "array"),
+    ]
+    assert [(param["name"], param["default"]) for param in json.loads(signature["params"])] == [
+        ("decoder", "greedy"),
+        ("beam_width", 10),
+    ]
+
+
+def test_a_damaged_model_does_not_load(model_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(model_folder), str(copy)], check=True)
+    (onnx_file,) = copy.rglob("model.onnx")
+    onnx_file.write_bytes(onnx_file.read_bytes()[:-1] + b"!")
+
+    with pytest.raises(Exception, match=r"model\.onnx is not the file that was saved"):
+        mlflow.pyfunc.load_model(str(copy))
+
+
+ALONE = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "onnx", "safetensors", "typer"):
+            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
+
+sys.meta_path.insert(0, Blocked())
+folder, project, image = sys.argv[1:]
+sys.path[:] = [entry for entry in sys.path if entry not in ("", project)]
+import mlflow
+import pandas as pd
+
+model = mlflow.pyfunc.load_model(folder)
+readings = model.predict(pd.DataFrame({"image": [image]}), params={"decoder": "beam"})
+import captcha.reading.recognizer
+assert captcha.reading.recognizer.__file__.startswith(folder), captcha.reading.recognizer.__file__
+assert not {"torch", "captcha.settings", "captcha.evaluation"} & set(sys.modules)
+print(readings.to_json(orient="records"))
+"""
+
+
+def test_the_model_works_where_neither_the_project_nor_torch_is(model_folder: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    assert environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    project = str(Path(__file__).parents[2])
+
+    result = subprocess.run(
+        [sys.executable, "-c", ALONE, str(model_folder), project, encoded(png("cab"))],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)[0]["text"] == "cab"
+
+
+@pytest.fixture(scope="module")
+def server(model_folder: Path, workplace: Path) -> Iterator[str]:
+    """The address of `mlflow models serve`, a real process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    scripts = str(Path(sys.executable).parent)
+    command = [f"{scripts}/mlflow", "models", "serve", "-m", str(model_folder), "--env-manager", "local"]
+    with (workplace / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "-p", str(port)],
+            cwd=workplace,
+            env={**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"{address}/ping", timeout=5):
+                    break
+            except OSError:
+                assert process.poll() is None, (workplace / "server.log").read_text()
+                assert time.monotonic() < deadline, (workplace / "server.log").read_text()
+                time.sleep(0.5)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def request(server: str, content: bytes, content_type: str = "application/json") -> tuple[int, Any]:
+    question = urllib.request.Request(f"{server}/invocations", content, {"Content-Type": content_type})
+    try:
+        with urllib.request.urlopen(question, timeout=60) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
+
+
+def check_alive(server: str) -> None:
+    status, answer = request(server, json.dumps({"inputs": [encoded(png("cab"))]}).encode())
+    assert (status, answer["predictions"][0]["text"]) == (200, "cab")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_the_server_reads_every_form_of_request(server: str, form: str) -> None:
+    status, answer = request(server, json.dumps(bodies([encoded(png("abc")), encoded(png("bb"))])[form]).encode())
+
+    assert status == 200
+    assert [row["text"] for row in answer["predictions"]] == ["abc", "bb"]
+
+
+@pytest.mark.slow
+def test_the_server_reads_csv(server: str) -> None:
+    status, answer = request(server, f"image\n{encoded(png('abc'))}\n".encode(), "text/csv")
+
+    assert (status, answer["predictions"][0]["text"]) == (200, "abc")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_the_server_refuses_bad_images_and_goes_on(server: str, kind: str) -> None:
+    bad, expected = BAD_IMAGES[kind]
+    for body in bodies([encoded(png("a")), bad]).values():
+        message = check_refusal(*request(server, json.dumps(body).encode()))
+        assert message.startswith("row 1: ")
+        assert expected in message
+    check_alive(server)
+
+
+@pytest.mark.slow
+def test_the_server_refuses_bad_parameters_and_goes_on(server: str) -> None:
+    for params, expected in BAD_PARAMS:
+        body = {"inputs": [encoded(png("a"))], "params": params}
+        assert check_refusal(*request(server, json.dumps(body).encode())) == expected
+    check_alive(server)
+
+
+@pytest.mark.slow
+def test_the_server_refuses_malformed_requests_and_goes_on(server: str) -> None:
+    for content in [*(json.dumps(body).encode() for body in MALFORMED), b"", b"{", b"\xff\xfe", b"null"]:
+        status, answer = request(server, content)
+        assert status == 400
+        assert "stack_trace" not in answer
+    check_alive(server)
+
+
+@pytest.mark.slow
+def test_the_server_answers_many_callers_at_once(server: str) -> None:
+    texts = ["abc", "c", "baba", ""] * 8
+    answers: dict[int, Any] = {}
+
+    def ask(number: int) -> None:
+        answers[number] = request(server, json.dumps({"inputs": [encoded(png(texts[number]))]}).encode())
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(texts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [answers[number][1]["predictions"][0]["text"] for number in range(len(texts))] == texts
