@@ -11,9 +11,6 @@ EXPERIMENT_NAME = "captcha"
 CHAMPION = "champion"
 DRAWN = "draw:kaptcha"
 
-FRAME_STRIDE = 4
-"""Columns of a resized image that one frame of the model covers: T = W / FRAME_STRIDE."""
-
 Backbone = Literal["resnet18", "compact"]
 
 

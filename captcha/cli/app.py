@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from pydantic import BaseModel, ValidationError
 
+from captcha import CaptchaError
 from captcha.settings import CHAMPION, MODEL_NAME, AdaptConfig, BudgetConfig, TrainConfig
 
 DEFAULTS = TrainConfig()
@@ -211,8 +211,8 @@ def check(
     Ends with 1 where an error stands in the way of training.
     """
     from captcha.data.samples import format_facts, format_problems, read_samples
+    from captcha.reading.images import FRAME_STRIDE
     from captcha.reading.vocabulary import Vocabulary
-    from captcha.settings import FRAME_STRIDE
 
     characters = None if vocabulary == "none" else Vocabulary(vocabulary)
     _, problems, facts = read_samples(Path(data), height, characters, FRAME_STRIDE)
@@ -323,14 +323,9 @@ def _explain(error: Exception) -> str | None:
             "".join(f"--{field}: ".replace("_", "-") for field in detail["loc"]) + detail["msg"]
             for detail in error.errors()
         )
-    if isinstance(error, ValueError):
-        # A bare ValueError is meant for people where this package raises it, and a fault where a library does.
-        innermost, _ = list(traceback.walk_tb(error.__traceback__))[-1]
-        ours = innermost.f_globals["__name__"].startswith("captcha.")
-        return str(error) if ours or type(error) is not ValueError else None
     # MLflow is not imported to ask: what it raised has imported it.
     from_mlflow = any(kind.__name__ == "MlflowException" for kind in type(error).__mro__)
-    return str(error) if from_mlflow or isinstance(error, OSError) else None
+    return str(error) if from_mlflow or isinstance(error, CaptchaError | OSError) else None
 
 
 def _complain(message: str) -> None:

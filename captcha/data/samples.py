@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path, PurePath
 from statistics import median_low
 
+from captcha import CaptchaError
 from captcha.reading.ctc import frames_needed
 from captcha.reading.images import (
     MAX_BYTES,
@@ -32,7 +33,7 @@ LABELS_TO_SPLIT = 20  # different labels; with fewer a tenth of them is nothing 
 PROBLEMS_SHOWN = 20
 
 
-class DataError(ValueError):
+class DataError(CaptchaError):
     """A folder or split that nothing can be trained on; one line that says why and what to do."""
 
 

@@ -15,7 +15,13 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from captcha import CaptchaError
 from captcha.drawing.styles import Style, StyleError, load_style
+
+
+class FontError(CaptchaError):
+    """A font that nothing can be drawn with; one line that names it."""
+
 
 Pixels = NDArray[np.uint8]
 Transform = tuple[float, float, float, float]
@@ -55,7 +61,7 @@ def draw(style: str | Style, count: int, *, seed: int, fonts: Sequence[Path] | N
 
     Raises:
         StyleError: there is no such style, or a text does not fit its images.
-        ValueError: no font can draw it.
+        FontError: no font can draw it.
     """
     style = load_style(style) if isinstance(style, str) else style
     faces, _ = fonts_for(style, default_fonts() if fonts is None else fonts)
@@ -319,7 +325,7 @@ def _render(font: Path, character: str, size: int) -> tuple[Pixels, tuple[int, i
     with _FACES:
         cv2.putText(canvas, character, origin, (255,), _load_face(font), size)
     if canvas.max() < 128:
-        raise ValueError(f"the font {font} draws nothing for {character!r}: leave it out")
+        raise FontError(f"the font {font} draws nothing for {character!r}: leave it out")
     return np.where(canvas > 127, np.uint8(255), np.uint8(0)), origin
 
 
@@ -330,9 +336,9 @@ def _load_face(font: Path) -> cv2.FontFace:
         with font.open("rb") as file:
             kind = file.read(4)
     except OSError as error:
-        raise ValueError(f"cannot read the font {font}: {error.strerror}") from error
+        raise FontError(f"cannot read the font {font}: {error.strerror}") from error
     if kind not in (b"\0\1\0\0", b"true", b"OTTO"):
-        raise ValueError(f"{font} is not a TrueType or OpenType font")
+        raise FontError(f"{font} is not a TrueType or OpenType font")
     face = cv2.FontFace(str(font))
     face.setInstance(BOLD)  # does nothing to a font of one weight
     return face
@@ -342,7 +348,7 @@ def default_fonts() -> tuple[Path, ...]:
     """Return the fonts of the pinned packages that bring some, found without importing them.
 
     Raises:
-        FileNotFoundError: if such a package is not installed.
+        FontError: if such a package is not installed.
     """
     return tuple(_package_folder(package) / file for package, file in FONTS)
 
@@ -350,7 +356,7 @@ def default_fonts() -> tuple[Path, ...]:
 def _package_folder(name: str) -> Path:
     package = importlib.util.find_spec(name)
     if package is None or package.origin is None:
-        raise FileNotFoundError(f"no fonts to draw with: {name}, which brings some, is not installed")
+        raise FontError(f"no fonts to draw with: {name}, which brings some, is not installed")
     return Path(package.origin).parent
 
 
@@ -360,14 +366,14 @@ def fonts_for(style: Style, fonts: Sequence[Path]) -> tuple[tuple[Path, ...], di
     A character that a font lacks would be drawn as an empty box, or in a font of OpenCV's own.
 
     Raises:
-        ValueError: a font cannot be read, or all lack something.
+        FontError: a font cannot be read, or all lack something.
     """
     needed = set(style.alphabet) | set(MEASURED)
     lacking = {font: "".join(sorted(needed - _characters(font))) for font in fonts}
     usable = tuple(font for font in fonts if not lacking[font])
     if not usable:
         lacks = "; ".join(f"{font.name} lacks {missing}" for font, missing in lacking.items())
-        raise ValueError(f"no font to draw with: {lacks or 'give at least one font file'}")
+        raise FontError(f"no font to draw with: {lacks or 'give at least one font file'}")
     return usable, {font: missing for font, missing in lacking.items() if missing}
 
 
@@ -381,10 +387,10 @@ def _characters(font: Path) -> frozenset[str]:
     try:
         with TTFont(font, lazy=True) as table:
             if "glyf" not in table and "CFF " not in table:  # OpenCV would draw its own font
-                raise ValueError(f"{font} has no outlines that can be drawn: neither glyf nor CFF")
+                raise FontError(f"{font} has no outlines that can be drawn: neither glyf nor CFF")
             return frozenset(map(chr, table.getBestCmap() or ()))
     except TTLibError as error:
-        raise ValueError(f"cannot read the font {font}: {error}") from error
+        raise FontError(f"cannot read the font {font}: {error}") from error
 
 
 def warp(rng: Generator, style: Style, papers: list[Pixels]) -> list[Pixels]:

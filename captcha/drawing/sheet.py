@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from captcha.data.samples import LABELS_FILE, images_in
+from captcha.data.samples import LABELS_FILE, DataError, images_in
 from captcha.drawing import rendering as synthesis
 from captcha.drawing.styles import Style
 from captcha.reading.images import Image, decode_image
@@ -23,11 +23,11 @@ def fonts_below(folder: Path) -> list[Path]:
     """Return the font files in a folder and its sub-folders, by name.
 
     Raises:
-        ValueError: if there are none.
+        FontError: if there are none.
     """
     fonts = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".ttf", ".otf") and file.is_file())
     if not fonts:
-        raise ValueError(f"no fonts below {folder.absolute()}: it needs .ttf or .otf files")
+        raise synthesis.FontError(f"no fonts below {folder.absolute()}: it needs .ttf or .otf files")
     return fonts
 
 
@@ -35,11 +35,11 @@ def some_images_in(folder: Path) -> list[Path]:
     """Return images of a folder, as many as a sheet shows, from all over it.
 
     Raises:
-        ValueError: if there are none.
+        DataError: if there are none.
     """
     files = images_in(folder)
     if not files:
-        raise ValueError(f"no images in {folder.absolute()}")
+        raise DataError(f"no images in {folder.absolute()}")
     return files[:: -(-len(files) // SHEET_IMAGES)]
 
 

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from captcha import CaptchaError
 
-class StyleError(ValueError):
+
+class StyleError(CaptchaError):
     """A style that cannot be drawn; one line that names the style and what is wrong with it."""
 
 

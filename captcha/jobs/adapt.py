@@ -13,6 +13,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 
+from captcha import CaptchaError
 from captcha.data import samples as data
 from captcha.data.samples import Sample, Split
 from captcha.evaluation.metrics import exact_match
@@ -35,7 +36,7 @@ SUREST_SHARE, FLOOR = 0.1, 0.5
 """Of the images in which a character is read, so many are learned from even below the threshold, but not the floor."""
 
 
-class AdaptationError(ValueError):
+class AdaptationError(CaptchaError):
     """A self-training that cannot begin; one line that says why and what to do."""
 
 

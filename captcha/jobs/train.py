@@ -30,10 +30,10 @@ from captcha.evaluation.metrics import character_confusion
 from captcha.evaluation.plots import confusion_figure, learning_curves, prediction_grid
 from captcha.evaluation.results import Evaluation, disagreement
 from captcha.reading import serving
-from captcha.reading.images import ImageError, decode_image
+from captcha.reading.images import FRAME_STRIDE, ImageError, decode_image
 from captcha.reading.recognizer import Decoder, Reading, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import CHAMPION, FRAME_STRIDE, TrainConfig, project_root
+from captcha.settings import CHAMPION, TrainConfig, project_root
 from captcha.tracking import registry
 from captcha.tracking.registry import LOGGED_MODEL, WEIGHTS_FILE, WEIGHTS_FOLDER, TrainedModel, tracked_run
 from captcha.training.batches import DrawnSamples, endless_batches

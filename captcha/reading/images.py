@@ -11,16 +11,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from captcha import CaptchaError
+
 MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 10_000_000
 MAX_ASPECT = 100  # a line of 10,000,000 pixels would not fit into memory once resized to a model's height
 MAX_SCANS = 100  # a progressive JPEG of a few bytes a scan could keep the decoder busy for hours
 WIDTH_STEP = 16
 
+FRAME_STRIDE = 4
+"""Columns of a resized image that one frame of the model covers: T = W / FRAME_STRIDE."""
+
 Image = NDArray[np.uint8]
 
 
-class ImageError(ValueError):
+class ImageError(CaptchaError):
     """Bytes that are not an image we read; one line that says why."""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from captcha import CaptchaError
 from captcha.reading.ctc import beam_search_decode, character_confidences, greedy_decode, text_log_probability
 from captcha.reading.images import padded_width, resize_to_height, stack
 from captcha.reading.vocabulary import Vocabulary
@@ -27,7 +28,7 @@ Image = NDArray[np.uint8]
 Decoder = Literal["greedy", "beam"]
 
 
-class RecognizerError(ValueError):
+class RecognizerError(CaptchaError):
     """A folder that holds no sound recognizer, or a model that does not answer as one; one line."""
 
 

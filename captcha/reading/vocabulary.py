@@ -3,7 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from captcha import CaptchaError
+
 BLANK = 0
+
+
+class VocabularyError(CaptchaError):
+    """Characters that make no vocabulary, or a text that one cannot spell; one line."""
 
 
 @dataclass(frozen=True)
@@ -11,17 +17,17 @@ class Vocabulary:
     """An ordered set of characters: class 0 is the CTC blank, class i the character i - 1.
 
     Raises:
-        ValueError: if there is no character, or one stands twice.
+        VocabularyError: if there is no character, or one stands twice.
     """
 
     characters: str
 
     def __post_init__(self) -> None:
         if not self.characters:
-            raise ValueError("the vocabulary is empty: give at least one character")
+            raise VocabularyError("the vocabulary is empty: give at least one character")
         twice = sorted({c for c in self.characters if self.characters.count(c) > 1})
         if twice:
-            raise ValueError(f"the vocabulary has characters twice: {' '.join(map(repr, twice))}")
+            raise VocabularyError(f"the vocabulary has characters twice: {' '.join(map(repr, twice))}")
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> "Vocabulary":
@@ -41,10 +47,10 @@ class Vocabulary:
         """Return the class index of each character.
 
         Raises:
-            ValueError: naming the characters that the vocabulary lacks.
+            VocabularyError: naming the characters that the vocabulary lacks.
         """
         if missing := self.missing(text):
-            raise ValueError(f"{text!r} has characters outside the vocabulary: {missing!r}")
+            raise VocabularyError(f"{text!r} has characters outside the vocabulary: {missing!r}")
         return [self.characters.index(c) + 1 for c in text]
 
     def decode(self, labels: Sequence[int]) -> str:

@@ -18,6 +18,7 @@ from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from captcha import CaptchaError
 from captcha.reading import serving
 from captcha.reading.recognizer import MODEL_FILE, Recognizer
 from captcha.reading.vocabulary import Vocabulary
@@ -31,7 +32,7 @@ WEIGHTS_FOLDER, WEIGHTS_FILE = "weights", "model.safetensors"
 """Where a training run keeps what another can go on from; its sha256 is a tag of the run."""
 
 
-class RegistryError(ValueError):
+class RegistryError(CaptchaError):
     """Something that is not where MLflow was asked for it; one line that says what to do."""
 
 

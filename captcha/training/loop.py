@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from captcha import CaptchaError
 from captcha.data.samples import Sample, Split
 from captcha.evaluation.metrics import wilson_interval
 from captcha.evaluation.results import Evaluation, evaluate
@@ -43,7 +44,7 @@ OVERFITTED_SHARE = 0.1  # of the validation loss: a training loss below it
 Progress = Callable[[range], Iterable[int]]
 
 
-class TrainingError(ValueError):
+class TrainingError(CaptchaError):
     """A training that cannot go on; one line that says why and what to do."""
 
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import ResNet18_Weights, resnet18
 
+from captcha import CaptchaError
+from captcha.reading.images import FRAME_STRIDE
 from captcha.reading.vocabulary import BLANK, Vocabulary
-from captcha.settings import FRAME_STRIDE, Backbone
+from captcha.settings import Backbone
 
 HIDDEN = 128
 """Features of each direction of a GRU layer."""
@@ -29,11 +31,11 @@ LOGIT_LIMIT = 15.0
 """Logits lie between minus and plus this: e^-30 is unlikely enough, and single precision holds such logits to 1e-4."""
 
 
-class PretrainedError(ValueError):
+class PretrainedError(CaptchaError):
     """Pretrained weights that cannot be had; one line that says why and what to do."""
 
 
-class StartError(ValueError):
+class StartError(CaptchaError):
     """Weights that a training cannot go on from; one line that says why and what to do."""
 
 

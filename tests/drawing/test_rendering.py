@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from captcha.drawing import rendering as synthesis
-from captcha.drawing.rendering import draw, draw_one
+from captcha.drawing.rendering import FontError, draw, draw_one
 from captcha.drawing.styles import STYLES, Style, StyleError
 
 FONTS = synthesis.default_fonts()[-2:]  # a bold and a regular one
@@ -672,5 +672,5 @@ def test_fonts_of_packages_are_found_without_importing_them_and_one_that_is_not_
     monkeypatch.syspath_prepend(tmp_path)
     assert package / "files" / "Hind-Bold.ttf" in synthesis.default_fonts()
     monkeypatch.setattr(synthesis, "FONTS", (("no_such_package", "a.ttf"),))
-    with pytest.raises(FileNotFoundError, match=r"^no fonts to draw with: no_such_package, which brings some, is not"):
+    with pytest.raises(FontError, match=r"^no fonts to draw with: no_such_package, which brings some, is not"):
         synthesis.default_fonts()

@@ -27,10 +27,10 @@ from captcha.drawing.styles import StyleError
 from captcha.evaluation.results import Evaluation, disagreement, evaluate
 from captcha.jobs import train as experiment
 from captcha.jobs.train import TrainOutcome, load_split
-from captcha.reading.images import ImageError
+from captcha.reading.images import FRAME_STRIDE, ImageError
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import FRAME_STRIDE, TrainConfig
+from captcha.settings import TrainConfig
 from captcha.tracking.registry import RegistryError, TrainedModel, load_recognizer, load_trained, tracked_run
 from captcha.training import loop as training
 from captcha.training.batches import DrawnSamples, endless_batches

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.models import ResNet18_Weights, resnet18
 
+from captcha.reading.images import FRAME_STRIDE
 from captcha.reading.vocabulary import BLANK, Vocabulary
-from captcha.settings import FRAME_STRIDE, Backbone
+from captcha.settings import Backbone
 from captcha.training.model import HEAD_AXES, Crnn, PretrainedError, Start, StartError, go_on_from, to_onnx
 
 CLASSES, HEIGHT = 11, 32
