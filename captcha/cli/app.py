@@ -250,13 +250,13 @@ def draw(
         raise typer.BadParameter(f"--sheet must be a .png file in an existing folder, not {sheet.absolute()}")
     from tqdm import tqdm
 
-    from captcha.drawing import rendering as synthesis
     from captcha.drawing import sheet as drawing
+    from captcha.drawing.fonts import default_fonts, fonts_below, fonts_for
     from captcha.drawing.styles import load_style
 
     look = load_style(style)
-    given = drawing.fonts_below(fonts) if fonts else synthesis.default_fonts()
-    usable, lacking = synthesis.fonts_for(look, given)
+    given = fonts_below(fonts) if fonts else default_fonts()
+    usable, lacking = fonts_for(look, given)
     if lacking:
         listed = ", ".join(f"{font.name} (lacks {missing})" for font, missing in lacking.items())
         typer.echo(f"left out: {listed}", err=True)

@@ -10,25 +10,13 @@ import cv2
 import numpy as np
 
 from captcha.data.samples import LABELS_FILE, DataError, images_in
-from captcha.drawing import rendering as synthesis
+from captcha.drawing.rendering import draw_one
 from captcha.drawing.styles import Style
 from captcha.reading.images import Image, decode_image
 
 SHEET_COLUMNS, SHEET_IMAGES = 3, 36
 GAP = 6  # pixels between a sheet's images
 NAME = r"[\w-]{1,60}"  # texts that every file system takes as a name
-
-
-def fonts_below(folder: Path) -> list[Path]:
-    """Return the font files in a folder and its sub-folders, by name.
-
-    Raises:
-        FontError: if there are none.
-    """
-    fonts = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".ttf", ".otf") and file.is_file())
-    if not fonts:
-        raise synthesis.FontError(f"no fonts below {folder.absolute()}: it needs .ttf or .otf files")
-    return fonts
 
 
 def some_images_in(folder: Path) -> list[Path]:
@@ -45,7 +33,7 @@ def some_images_in(folder: Path) -> list[Path]:
 
 def draw_all(style: Style, count: int, seed: int, fonts: Sequence[Path]) -> Iterator[tuple[str, Image]]:
     """Yield `count` texts with their images, one after the other."""
-    return (synthesis.draw_one(style, seed, index, fonts) for index in range(count))
+    return (draw_one(style, seed, index, fonts) for index in range(count))
 
 
 def refuse_existing(folder: Path) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from captcha.data import samples as data
 from captcha.data.samples import DataError, Sample, Split
-from captcha.drawing import rendering as synthesis
+from captcha.drawing.fonts import default_fonts, fonts_for
 from captcha.drawing.styles import StyleError, load_style
 from captcha.evaluation import results as evaluation
 from captcha.evaluation.metrics import character_confusion
@@ -334,7 +334,7 @@ def drawn_samples(config: TrainConfig, without: Collection[str] = frozenset()) -
             f"the style {name} draws {missing!r}, which is outside the vocabulary: take the style that the model was "
             "trained on, or one of your own without these characters"
         )
-    fonts, _ = synthesis.fonts_for(style, synthesis.default_fonts())
+    fonts, _ = fonts_for(style, default_fonts())
     return DrawnSamples(style, fonts, config.height, config.seed, without)
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from captcha.cli import app as cli
-from captcha.drawing import rendering as synthesis
+from captcha.drawing import fonts as font_files
 from captcha.drawing import sheet as drawing
+from captcha.drawing.fonts import Pixels, default_fonts
+from captcha.drawing.rendering import draw
 from captcha.drawing.styles import STYLES
 
 
@@ -24,12 +26,11 @@ def run(*arguments: object) -> int:
 @pytest.fixture(autouse=True)
 def fonts(monkeypatch: pytest.MonkeyPatch) -> tuple[Path, ...]:
     """Two fonts in place of all."""
-    two = synthesis.default_fonts()[-2:]
-    monkeypatch.setattr(synthesis, "default_fonts", lambda: two)
-    return two
+    monkeypatch.setattr(font_files, "FONTS", font_files.FONTS[-2:])
+    return default_fonts()
 
 
-def pixels(path: Path) -> synthesis.Pixels:
+def pixels(path: Path) -> Pixels:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     assert image is not None
     return np.asarray(image, np.uint8)
@@ -40,7 +41,7 @@ def test_a_drawn_folder_holds_the_images_under_their_texts_and_passes_the_check(
 ) -> None:
     out = tmp_path / "new" / "out"
     assert run("draw", out, "--count", 12, "--seed", 5) == 0
-    expected = synthesis.draw("kaptcha", 12, seed=5, fonts=fonts)
+    expected = draw("kaptcha", 12, seed=5, fonts=fonts)
     assert {path.name for path in out.iterdir()} == {f"{text}.png" for text, _ in expected}
     for text, image in expected:
         assert np.array_equal(pixels(out / f"{text}.png"), image)
@@ -59,7 +60,7 @@ def test_texts_that_cannot_be_names_stand_in_a_table(tmp_path: Path, texts: list
         rows = list(csv.DictReader(stream))
     assert len(rows) == 6
     assert {row["label"] for row in rows} <= set(texts)
-    for row, (text, image) in zip(rows, synthesis.draw(str(style), 6, seed=0), strict=True):
+    for row, (text, image) in zip(rows, draw(str(style), 6, seed=0), strict=True):
         assert row["label"] == text
         assert np.array_equal(pixels(out / row["file"]), image)
     assert run("check", out) == 0
@@ -87,7 +88,7 @@ def test_a_file_in_the_place_of_the_folder_is_left_alone(tmp_path: Path) -> None
 
 def test_an_error_on_the_way_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first = synthesis.draw("kaptcha", 1, seed=0)[0]
+    first = draw("kaptcha", 1, seed=0)[0]
 
     def broken() -> object:
         yield first
@@ -128,7 +129,7 @@ def test_a_sheet_shows_the_drawn_images_and_those_beside_them(tmp_path: Path) ->
     sheet = tmp_path / "sheet.png"
     assert run("draw", tmp_path / "out", "--count", 4, "--sheet", sheet, "--beside", real) == 0
     page = pixels(sheet)
-    for _, image in synthesis.draw("kaptcha", 4, seed=0):
+    for _, image in draw("kaptcha", 4, seed=0):
         found = cv2.matchTemplate(page, image, cv2.TM_SQDIFF)
         top, left = divmod(int(found.argmin()), found.shape[1])
         assert np.array_equal(page[top : top + 50, left : left + 200], image)
@@ -172,11 +173,11 @@ def test_fonts_below_a_folder_are_used_and_those_left_out_are_named(
     few, whole = (folder / name for name in ("few.ttf", "whole.OTF"))
     for copy, font in zip((few, whole), fonts, strict=True):
         copy.write_bytes(font.read_bytes())
-    known = synthesis._characters
-    monkeypatch.setattr(synthesis, "_characters", lambda font: known(font) - ({"w"} if font == few else set()))
+    known = font_files._characters
+    monkeypatch.setattr(font_files, "_characters", lambda font: known(font) - ({"w"} if font == few else set()))
     assert run("draw", tmp_path / "out", "--count", 3, "--fonts", tmp_path / "fonts") == 0
     assert capsys.readouterr().err == f"left out: {few.name} (lacks w)\n"
-    for text, image in synthesis.draw("kaptcha", 3, seed=0, fonts=[whole]):
+    for text, image in draw("kaptcha", 3, seed=0, fonts=[whole]):
         assert np.array_equal(pixels(tmp_path / "out" / f"{text}.png"), image)
 
 
@@ -196,6 +197,6 @@ def test_what_a_killed_drawing_left_behind_does_not_stand_in_the_way(tmp_path: P
     left_behind = tmp_path / ".out.unfinished"
     left_behind.mkdir()
     (left_behind / "000000.drawn.png").write_bytes(b"")
-    drawing.write_folder(tmp_path / "out", drawing.draw_all(STYLES["outlined"], 2, 0, synthesis.default_fonts()))
+    drawing.write_folder(tmp_path / "out", drawing.draw_all(STYLES["outlined"], 2, 0, default_fonts()))
     assert len(list((tmp_path / "out").iterdir())) == 2
     assert not left_behind.exists()

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from captcha.data.samples import Sample
-from captcha.drawing.rendering import default_fonts, draw
+from captcha.drawing.fonts import default_fonts
+from captcha.drawing.rendering import draw
 from captcha.drawing.styles import STYLES, Style, StyleError
 from captcha.training.batches import DrawnSamples, endless_batches
 

@@ -1,0 +1,194 @@
+"""A text laid out on paper: how large, turned and thick each letter is, and where it stands."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+
+from captcha.drawing.fonts import (
+    DIGIT_HEIGHT,
+    MARGIN,
+    STORED_DISTANCES,
+    Glyph,
+    Pixels,
+    Transform,
+    load_glyph,
+    measure,
+)
+from captcha.drawing.picking import pick, pick_whole
+from captcha.drawing.styles import Style, StyleError
+
+SIDE = 5  # pixels that stay free at each side of a word where it can be moved or narrowed
+FREE_HEIGHT = 4  # pixels of the height that stay free, so that what is rounded stays on the paper
+TIGHTEST = 0.5  # a word that does not fit is made smaller, but not below this part of what the style asks for
+
+
+def bare_paper(style: Style) -> Pixels:
+    """Return paper (H, W) without ink, 255 everywhere."""
+    return np.full((style.height, style.width), 255, np.uint8)
+
+
+def draw_word(rng: Generator, style: Style, text: str, fonts: Sequence[Path]) -> Pixels:
+    """Return the paper (H, W) with the word on it before any warp: 255 is bare, 0 is ink.
+
+    Raises:
+        StyleError: if the text does not fit.
+    """
+    paper = bare_paper(style)
+    _draw_text(rng, style, text, fonts, [paper] * len(text))
+    return paper
+
+
+def draw_letters(rng: Generator, style: Style, text: str, fonts: Sequence[Path]) -> list[Pixels]:
+    """Return a paper (H, W) for each letter of the word that `draw_word` draws.
+
+    Raises:
+        StyleError: if the text does not fit.
+    """
+    papers = [bare_paper(style) for _ in text]
+    _draw_text(rng, style, text, fonts, papers)
+    return papers
+
+
+class _Letter(NamedTuple):
+    """A letter of a word. Lengths are in pixels of the image."""
+
+    glyph: Glyph
+    turn: Transform
+    size: tuple[float, float]  # width and height of its ink, upright and as wide as in its font
+    middle: float  # of its ink, below the baseline
+
+    # The box of a turned ink is as wide as the ink's width and height lean; only the first part can be narrowed.
+
+    @property
+    def across(self) -> float:
+        return abs(self.turn[0]) * self.size[0]
+
+    @property
+    def leaning(self) -> float:
+        return abs(self.turn[1]) * self.size[1]
+
+    def width(self, letter_width: float) -> float:
+        return self.across * letter_width + self.leaning
+
+    def height(self, letter_width: float) -> float:
+        return abs(self.turn[2]) * letter_width * self.size[0] + abs(self.turn[3]) * self.size[1]
+
+
+def _draw_text(rng: Generator, style: Style, text: str, fonts: Sequence[Path], papers: Sequence[Pixels]) -> None:
+    """Draw each letter of a word on its paper (H, W); several letters may share one.
+
+    A word that is too wide is narrowed, one that is too high made smaller.
+
+    Raises:
+        StyleError: if no one could read what is left of the word then.
+    """
+    font = fonts[int(rng.integers(len(fonts)))]  # one a word: in the known sets Java had but its fallback font
+    digit_height, stroke = pick(rng, style.digit_height), pick(rng, style.stroke)
+    letter_width, space = pick(rng, style.letter_width), pick_whole(rng, style.spacing)
+    thicker = _thicker(style, measure(font).stem_width, digit_height, stroke)
+    scale = digit_height / (DIGIT_HEIGHT + 2 * thicker)
+    letters = _pick_letters(rng, style, [load_glyph(font, character) for character in text], thicker, scale)
+    left = None if style.left is None else pick_whole(rng, style.left)
+    letter_width = min(letter_width, _greatest_letter_width(style, text, letters, space, left))
+    if style.baseline is None:
+        smaller, baseline = _fit_height(style, text, letters, letter_width)
+    else:
+        smaller, baseline = 1.0, pick_whole(rng, style.baseline)
+    scale *= smaller
+    widths = [letter.width(letter_width) * smaller for letter in letters]
+    pen = round((style.width - sum(widths) - space * (len(text) - 1)) / 2) if left is None else left
+
+    shades = _shades(thicker, scale, style.outline)
+    for paper, letter, width in zip(papers, letters, widths, strict=True):
+        # Side bearings are drawn but do not count, as in Kaptcha; a centred word is centred by its ink.
+        bearing = letter.glyph.corner[0] * scale * letter_width if left is not None else 0.0
+        a, b, c, d = letter.turn
+        transform = (a * letter_width * scale, b * scale, c * letter_width * scale, d * scale)
+        centre = (pen + bearing + width / 2, baseline + letter.middle * smaller)
+        letter.glyph.draw(paper, centre, transform, shades)
+        pen += int(width) + space
+
+
+def _thicker(style: Style, stem_width: float, digit_height: float, stroke: float) -> float:
+    """Return how many pixels of the stored glyph are added to each side of its lines; below 0 they get thinner.
+
+    With the scale that gives digits their height back, it follows from (stem_width + 2 thicker) scale = stroke and
+    (DIGIT_HEIGHT + 2 thicker) scale = digit_height.
+    """
+    thicker = (stroke * DIGIT_HEIGHT - stem_width * digit_height) / (2 * max(digit_height - stroke, 1))
+    # Below the one, thin lines would vanish; beyond the other, no distances are stored.
+    return min(max(thicker, -0.3 * stem_width), MARGIN - 0.5 - style.outline / 2)
+
+
+def _pick_letters(rng: Generator, style: Style, glyphs: Sequence[Glyph], thicker: float, scale: float) -> list[_Letter]:
+    """Return the letters, each with its own turn, shift up or down, and width."""
+    turns = [_pick_turn(rng, style) for _ in glyphs]
+    shifts = [rng.uniform(-style.bounce, style.bounce) if style.bounce else 0.0 for _ in glyphs]
+    own_widths = [pick(rng, style.own_width) for _ in glyphs]
+    return [
+        _Letter(
+            glyph,
+            turn=(a * own_width, b, c * own_width, d),
+            size=((glyph.size[0] + 2 * thicker) * scale, (glyph.size[1] + 2 * thicker) * scale),
+            middle=(glyph.corner[1] + glyph.size[1] / 2) * scale + shift,
+        )
+        for glyph, (a, b, c, d), shift, own_width in zip(glyphs, turns, shifts, own_widths, strict=True)
+    ]
+
+
+def _pick_turn(rng: Generator, style: Style) -> Transform:
+    """Return the matrix that shears a letter and then turns it."""
+    if not style.rotation and not style.shear:
+        return (1.0, 0.0, 0.0, 1.0)
+    angle = math.radians(rng.uniform(-style.rotation, style.rotation))
+    slant = rng.uniform(-style.shear, style.shear)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    return (cosine, cosine * slant - sine, sine, sine * slant + cosine)
+
+
+def _greatest_letter_width(style: Style, text: str, letters: Sequence[_Letter], space: int, left: int | None) -> float:
+    """Return the greatest `letter_width` at which the word fits its image.
+
+    Raises:
+        StyleError: if that is below TIGHTEST of the least that the style asks for.
+    """
+    across = sum(letter.across for letter in letters)
+    sides = 2 * SIDE if left is None else left + 2 * SIDE + space
+    used_width = sum(letter.leaning for letter in letters) + space * (len(text) - 1) + sides
+    greatest, narrowest = (style.width - used_width) / across, TIGHTEST * style.letter_width[0]
+    if greatest < narrowest:
+        needed = narrowest * across + used_width
+        raise StyleError(f"the text {text!r} does not fit: it needs a width of {needed:.0f} pixels, not {style.width}")
+    return greatest
+
+
+def _fit_height(style: Style, text: str, letters: Sequence[_Letter], letter_width: float) -> tuple[float, int]:
+    """Return by which factor the word must be made smaller to fit its image (1: it fits), and the baseline's y then.
+
+    Raises:
+        StyleError: if the factor is below TIGHTEST.
+    """
+    heights = [letter.height(letter_width) for letter in letters]
+    top = min(letter.middle - height / 2 for letter, height in zip(letters, heights, strict=True))
+    bottom = max(letter.middle + height / 2 for letter, height in zip(letters, heights, strict=True))
+    smaller = min((style.height - FREE_HEIGHT) / (bottom - top), 1.0)
+    if smaller < TIGHTEST:
+        needed = TIGHTEST * (bottom - top) + FREE_HEIGHT
+        raise StyleError(
+            f"the text {text!r} does not fit: it needs a height of {needed:.0f} pixels, not {style.height}"
+        )
+    return smaller, round((style.height - bottom * smaller - top * smaller) / 2)
+
+
+def _shades(thicker: float, scale: float, outline: float) -> Pixels:
+    """Return the paper's shade (256,) at each stored distance, for letters so much thicker, or for their outline."""
+    inside = (STORED_DISTANCES + thicker) * scale  # drawn pixels
+    coverage = (outline / 2 - np.abs(inside) if outline else inside) + 0.5
+    coverage[0] = 0  # so far outside that the distance is not known
+    if outline:
+        coverage[-1] = 0  # so far inside
+    return np.asarray(np.rint(255 - 255 * np.minimum(np.maximum(coverage, 0), 1)), np.uint8)

@@ -1,0 +1,149 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from captcha.drawing.fonts import Pixels, default_fonts
+from captcha.drawing.rendering import draw
+from captcha.drawing.styles import STYLES, Style, StyleError
+from captcha.drawing.word import draw_word
+
+FONTS = default_fonts()[-2:]  # a bold and a regular one
+KAPTCHA = STYLES["kaptcha"]
+ImageOf = Callable[..., NDArray[np.int64]]
+
+
+def ink(paper: Pixels) -> NDArray[np.float64]:
+    return 1 - paper / 255
+
+
+def test_the_same_text_is_drawn_differently_each_time() -> None:
+    words = [draw_word(np.random.default_rng(seed), KAPTCHA, "2b827", FONTS) for seed in range(8)]
+    assert len({word.tobytes() for word in words}) == 8
+
+
+@pytest.mark.parametrize("font", FONTS, ids=lambda font: font.stem)
+def test_strokes_get_the_width_asked_for_and_digits_keep_their_height(font: Path) -> None:
+    for stroke in (4.8, 5.8, 6.8):
+        style = Style(digit_height=29, stroke=stroke, baseline=42, left=40)
+        eight, n = (ink(draw_word(np.random.default_rng(0), style, text, (font,))) for text in "8n")
+        assert eight.max(axis=1).sum() == pytest.approx(29, abs=0.5)
+        row = n[35]
+        first = np.flatnonzero(row)[0]
+        stem = row[first : first + np.flatnonzero(row[first:] == 0)[0]]
+        assert stem.sum() == pytest.approx(stroke, abs=0.3)
+
+
+@pytest.mark.parametrize("text", ["mmmmm", "wwwww", "77777", "f2f2f"])
+def test_a_word_stays_on_the_paper_and_starts_near_its_left_end(text: str) -> None:
+    for seed in range(30):
+        marks = ink(draw_word(np.random.default_rng(seed), KAPTCHA, text, FONTS))
+        assert not marks[:, 196:].any()
+        columns = np.flatnonzero(marks.any(axis=0))
+        assert 20 <= columns[0] <= 36
+
+
+def test_letters_stand_side_by_side() -> None:
+    for seed in range(30):
+        words = [draw_word(np.random.default_rng(seed), KAPTCHA, "28n3w"[:length], FONTS) for length in range(1, 6)]
+        ends = [np.flatnonzero(ink(word).any(axis=0))[-1] for word in words]
+        assert (np.diff(ends) >= 12).all()
+
+
+@pytest.mark.parametrize("name", ["tilted", "outlined", "textured"])
+def test_no_letter_of_a_centred_style_is_cut_off_at_the_edge(name: str) -> None:
+    style = STYLES[name]
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        text = "".join(rng.choice(list(style.characters), style.lengths[1]))
+        marks = ink(draw_word(rng, style, text, FONTS))
+        assert marks.any()
+        for edge in (marks[0], marks[-1], marks[:, 0], marks[:, -1]):
+            assert not edge.any(), text
+
+
+def test_letters_turn_only_where_the_style_says_so(image_of: ImageOf) -> None:
+    def left_edge_slants(**settings: object) -> float:
+        slants = []
+        for seed in range(20):
+            rows = image_of(seed, texts=("l",), **settings)[:, :, 0] < 128
+            heights = np.flatnonzero(rows.any(axis=1))
+            slants.append(int(rows[heights[5]].argmax()) - int(rows[heights[-5]].argmax()))
+        return float(np.ptp(slants))
+
+    assert left_edge_slants() <= 1
+    assert left_edge_slants(rotation=30) > 8
+    assert left_edge_slants(shear=0.4) > 8
+
+
+def test_letters_turn_slant_and_bounce_to_both_sides(image_of: ImageOf) -> None:
+    seeds = range(12)
+    tops, slants = [], {"rotation": [], "shear": []}  # type: ignore[var-annotated]
+    for seed in seeds:
+        tops.append(
+            int(np.flatnonzero((image_of(seed, texts=("l",), baseline=40, bounce=6) < 128).any(axis=(1, 2)))[0])
+        )
+        for name, strength in (("rotation", 30), ("shear", 0.5)):
+            inked = image_of(seed, texts=("l",), **{name: strength})[:, :, 0] < 128
+            rows = np.flatnonzero(inked.any(axis=1))
+            slants[name].append(int(inked[rows[6]].argmax()) - int(inked[rows[-6]].argmax()))
+    still = int(np.flatnonzero((image_of(texts=("l",), baseline=40) < 128).any(axis=(1, 2)))[0])
+    for moved in (slants["rotation"], slants["shear"], [top - still for top in tops]):
+        assert min(moved) < -1
+        assert max(moved) > 1
+    assert max(abs(top - still) for top in tops) <= 7
+
+
+def test_each_letter_has_a_width_of_its_own_within_the_range_and_its_height_stays() -> None:
+    def letters(**settings: object) -> NDArray[np.int32]:
+        """Width and height of each letter of 200, as drawn."""
+        plain = Style(texts=("ooooo",), lengths=(5, 5), spacing=(4, 4), stroke=(5, 5), **settings)
+        papers = (draw_word(np.random.default_rng(i), plain, "ooooo", FONTS[:1]) for i in range(40))
+        boxes = [cv2.connectedComponentsWithStats((paper < 128).astype(np.uint8))[2][1:] for paper in papers]
+        return np.asarray(np.concatenate(boxes)[:, 2:4], np.int32)
+
+    same, own = letters(), letters(own_width=(0.8, 1.3))
+    assert len(same) == len(own) == 200
+    width, height = same.mean(axis=0)
+    assert np.ptp(same[:, 0]) <= 1
+    assert own[:, 0].min() == pytest.approx(0.8 * width, abs=1)
+    assert own[:, 0].max() == pytest.approx(1.3 * width, abs=1)
+    assert own[:, 1].mean() == pytest.approx(height, abs=0.3)
+
+
+def test_a_text_that_does_not_fit_is_named_with_the_space_it_needs() -> None:
+    with pytest.raises(
+        StyleError, match=r"^the text 'mmmmmmmmmm' does not fit: it needs a width of (\d+) pixels, not 90"
+    ):
+        draw(Style(texts=("mmmmmmmmmm",), width=90), 1, seed=0, fonts=FONTS)
+    with pytest.raises(StyleError, match=r"^the text 'gf' does not fit: it needs a height of (\d+) pixels, not 16"):
+        draw(Style(texts=("gf",), height=16, width=90), 1, seed=0, fonts=FONTS)
+
+
+def test_a_word_that_is_too_high_is_made_smaller_and_not_cut_off() -> None:
+    high, low = (Style(texts=("gfjb",), height=height) for height in (80, 30))
+    for seed in range(5):
+        whole, small = (255 - draw_word(np.random.default_rng(seed), s, "gfjb", FONTS) for s in (high, low))
+        rows = np.flatnonzero(small.max(axis=1) > 128)
+        assert rows[0] > 0
+        assert rows[-1] < 29
+        smaller = len(rows) / np.count_nonzero(whole.max(axis=1) > 128)
+        assert 0.6 < smaller < 0.85
+        assert small.sum() / whole.sum() == pytest.approx(smaller**2, rel=0.12)  # narrower and thinner alike
+
+
+def test_the_space_that_a_text_needs_is_enough() -> None:
+    def needed(**size: int) -> int:
+        with pytest.raises(StyleError) as caught:
+            draw(Style(texts=("mmmgm",), stroke=5).model_copy(update=size), 1, seed=0, fonts=FONTS[:1])
+        found = re.search(r"needs a \w+ of (\d+)", str(caught.value))
+        assert found
+        return int(found[1])
+
+    for side, too_few in (("width", 20), ("height", 12)):
+        enough = Style(texts=("mmmgm",), stroke=5).model_copy(update={side: needed(**{side: too_few}) + 1})
+        assert len(draw(enough, 1, seed=0, fonts=FONTS[:1])) == 1
