@@ -1,8 +1,9 @@
-"""What drawn captchas look like: a style's settings, the built-in styles, and styles read from a TOML file."""
+"""What drawn captchas look like: a style's settings, and the styles, built in or a person's own, each a TOML file."""
 
 import difflib
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -121,98 +122,40 @@ class Style(BaseModel):
         return "".join(sorted(set("".join(self.texts) or self.characters)))
 
 
-STYLES = {
-    # Kaptcha's defaults. Beyond them letters, packing and place vary: no free font is the one that drew the known
-    # sets, and what learns from several widths and strokes reads that one too. Its m, above all, is wider beside
-    # other letters than theirs.
-    "kaptcha": Style(
-        characters="abcde2345678gfynmnpwx",
-        background="#c0c0c0",
-        background_end="#ffffff",
-        digit_height=(29, 31),
-        stroke=(4.9, 6.8),
-        letter_width=(0.85, 1.1),
-        own_width=(0.88, 1.14),
-        spacing=(-1, 4),
-        left=(26, 31),
-        baseline=(41, 43),
-        water=1,
-        ripple=1,
-        curves=2,
-    ),
-    "tilted": Style(
-        lengths=(4, 6),
-        width=160,
-        height=60,
-        background=("#e8e8e8", "#ffffff"),
-        ink=("#000000", "#a0a0a0"),
-        digit_height=(25, 31),
-        stroke=(2.6, 4.6),
-        letter_width=(0.8, 1.0),
-        spacing=(-6, -1),
-        bounce=4,
-        rotation=30,
-        shear=0.2,
-        curves=1,
-        dots=(12, 24),
-        dot_size=(3, 5),
-    ),
-    "outlined": Style(
-        characters="ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnpqrstuvwxyz23456789",
-        lengths=(4, 4),
-        width=150,
-        background="#f0f0f0",
-        ink=("#303030", "#707070"),
-        digit_height=(28, 32),
-        stroke=(5.0, 7.5),
-        spacing=(2, 9),
-        bounce=3,
-        outline=1.2,
-        lines=(2, 4),
-        line_width=(1, 2),
-        line_colour=("#404040", "#c0c0c0"),
-    ),
-    "textured": Style(
-        characters="ABCDEFGHJKLMNPQRSTUVWXYZ23456789",
-        lengths=(5, 6),
-        width=180,
-        height=56,
-        background=("#909090", "#f0f0f0"),
-        background_end=("#909090", "#f0f0f0"),
-        texture=(8, 20),
-        texture_size=12,
-        ink=("#000000", "#404040"),
-        digit_height=(26, 32),
-        stroke=(2.0, 3.0),
-        letter_width=(0.8, 1.0),
-        spacing=(-4, -1),
-        bounce=2,
-        fish_eye=(0, 0.35),
-        jpeg_quality=(40, 95),
-    ),
-}
+BUILT_IN = Path(__file__).with_name("builtin")  # a file for each style, in the form that users write
+STYLES = tuple(sorted(file.stem for file in BUILT_IN.glob("*.toml")))
 
 
 def load_style(name: str) -> Style:
     """Return the built-in style of a name, or that which a TOML file (NAME.toml) describes.
 
     Raises:
-        StyleError: there is no such style, or the file describes none; every fault is named.
-        OSError: the file cannot be read.
+        StyleError: if there is no such style, or the file describes none; every fault is named.
+        OSError: if the file cannot be read.
     """
     if name in STYLES:
-        return STYLES[name]
+        return _built_in(name)
     if not name.endswith(".toml"):
         nearest = difflib.get_close_matches(name, STYLES, n=1, cutoff=0.0)[0]
         raise StyleError(f"no drawing style {name!r}: did you mean {nearest!r}? A style of your own is a .toml file")
+    return _read_style(name)
+
+
+@cache
+def _built_in(name: str) -> Style:
+    return _read_style(BUILT_IN / f"{name}.toml")
+
+
+def _read_style(file: str | Path) -> Style:
+    """Return the style that a TOML file describes; not kept, as a person may change the file."""
     try:
-        settings = tomllib.loads(Path(name).read_text("utf-8"))
+        settings = tomllib.loads(Path(file).read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StyleError(f"{name} is not a TOML file: {error}") from error
+        raise StyleError(f"{file} is not a TOML file: {error}") from error
     try:
         return Style(**settings)
     except ValidationError as error:
-        raise StyleError(f"{name}: {'; '.join(dict.fromkeys(map(_fault, error.errors())))}") from error
+        raise StyleError(f"{file}: {'; '.join(dict.fromkeys(map(_fault, error.errors())))}") from error
 
 
 def _fault(detail: Any) -> str:

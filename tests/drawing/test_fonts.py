@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from captcha.drawing import fonts as font_files
 from captcha.drawing.fonts import FontError, Pixels, default_fonts, fonts_for, load_glyph
 from captcha.drawing.rendering import draw
-from captcha.drawing.styles import STYLES, Style
+from captcha.drawing.styles import Style, load_style
 
 FONTS = default_fonts()[-2:]  # a bold and a regular one
-KAPTCHA = STYLES["kaptcha"]
+KAPTCHA = load_style("kaptcha")
 
 
 def blank_paper() -> Pixels:

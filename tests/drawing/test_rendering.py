@@ -15,10 +15,10 @@ from captcha.drawing import distortion, rendering
 from captcha.drawing.distortion import ripple_map, water_map
 from captcha.drawing.fonts import Pixels, default_fonts, load_glyph
 from captcha.drawing.rendering import draw, draw_background, draw_one, gradient
-from captcha.drawing.styles import STYLES, Style
+from captcha.drawing.styles import STYLES, Style, load_style
 
 FONTS = default_fonts()[-2:]  # a bold and a regular one
-KAPTCHA = STYLES["kaptcha"]
+KAPTCHA = load_style("kaptcha")
 SHAPE = (50, 200)
 GROUND = gradient(SHAPE, (192, 192, 192), (255, 255, 255))[0]
 ImageOf = Callable[..., NDArray[np.int64]]
@@ -140,7 +140,7 @@ def test_drawing_does_not_import_matplotlib() -> None:
 
 @pytest.mark.parametrize("name", STYLES)
 def test_every_style_draws_its_size_its_characters_and_its_lengths(name: str) -> None:
-    style = STYLES[name]
+    style = load_style(name)
     for text, image in draw(name, 40, seed=2, fonts=FONTS):
         assert image.shape == (style.height, style.width, 3)
         assert image.dtype == np.uint8
@@ -153,7 +153,7 @@ def test_image_i_depends_on_the_seed_and_on_i_alone_whoever_draws_it(name: str) 
     listed = draw(name, 12, seed=4, fonts=FONTS)
     load_glyph.cache_clear()
     with ThreadPoolExecutor(4) as pool:
-        alone = list(pool.map(lambda index: draw_one(STYLES[name], 4, index, FONTS), reversed(range(12))))
+        alone = list(pool.map(lambda index: draw_one(load_style(name), 4, index, FONTS), reversed(range(12))))
     for (text, image), (other_text, other) in zip(listed, reversed(alone), strict=True):
         assert text == other_text
         assert np.array_equal(image, other)

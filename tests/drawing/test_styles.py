@@ -1,10 +1,15 @@
+import pickle
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from captcha.drawing.styles import STYLES, Style, StyleError, load_style
+from captcha.drawing.styles import BUILT_IN, STYLES, Style, StyleError, load_style
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "styles.md"
 
 
 def test_a_style_written_to_a_file_is_read_as_itself(tmp_path: Path) -> None:
@@ -31,9 +36,33 @@ def test_an_empty_file_is_the_default_style(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", STYLES)
-def test_built_in_styles_hold_what_a_file_may_hold(name: str) -> None:
-    assert load_style(name) is STYLES[name]
-    assert Style.model_validate(STYLES[name].model_dump()) == STYLES[name]  # so none was made past its checks
+def test_a_copy_of_a_built_in_file_is_the_same_style(name: str, tmp_path: Path) -> None:
+    copy = shutil.copy(BUILT_IN / f"{name}.toml", tmp_path / "my.toml")
+    assert load_style(str(copy)) == load_style(name)
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_a_style_reaches_another_process_unchanged(name: str) -> None:
+    assert pickle.loads(pickle.dumps(load_style(name))) == load_style(name)
+
+
+def test_the_built_in_styles_are_those_that_the_docs_list() -> None:
+    table = re.findall(r"(?m)^\| `(\w+)` \|", DOCS.read_text("utf-8"))
+    assert set(table) == set(STYLES) == {"kaptcha", "tilted", "outlined", "textured"}
+
+
+def test_pip_installs_the_file_of_every_built_in_style() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["captcha"]
+    installed = {path for pattern in patterns for path in (ROOT / "captcha").glob(pattern)}
+    assert installed >= set(BUILT_IN.iterdir())
+
+
+def test_a_file_that_was_changed_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    for width in (90, 120):
+        path.write_text(f"width = {width}")
+        assert load_style(str(path)).width == width
 
 
 @pytest.mark.parametrize(
@@ -81,8 +110,7 @@ def test_the_alphabet_is_that_of_the_texts_where_there_are_any() -> None:
 
 
 def test_the_example_in_the_docs_holds_every_setting_with_its_default() -> None:
-    docs = Path(__file__).parents[2] / "docs" / "styles.md"
-    found = re.search(r"```toml\n(.*?)```", docs.read_text("utf-8"), re.DOTALL)
+    found = re.search(r"```toml\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
     assert found
     assert Style(**tomllib.loads(found[1])) == Style()
     commented_in = tomllib.loads(re.sub(r"(?m)^# (\w+ = )", r"\1", found[1]))

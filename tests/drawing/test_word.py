@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from captcha.drawing.fonts import Pixels, default_fonts
 from captcha.drawing.rendering import draw
-from captcha.drawing.styles import STYLES, Style, StyleError
+from captcha.drawing.styles import Style, StyleError, load_style
 from captcha.drawing.word import draw_word
 
 FONTS = default_fonts()[-2:]  # a bold and a regular one
-KAPTCHA = STYLES["kaptcha"]
+KAPTCHA = load_style("kaptcha")
 ImageOf = Callable[..., NDArray[np.int64]]
 
 
@@ -56,7 +56,7 @@ def test_letters_stand_side_by_side() -> None:
 
 @pytest.mark.parametrize("name", ["tilted", "outlined", "textured"])
 def test_no_letter_of_a_centred_style_is_cut_off_at_the_edge(name: str) -> None:
-    style = STYLES[name]
+    style = load_style(name)
     for seed in range(60):
         rng = np.random.default_rng(seed)
         text = "".join(rng.choice(list(style.characters), style.lengths[1]))

@@ -12,7 +12,7 @@ from captcha.drawing import fonts as font_files
 from captcha.drawing import sheet as drawing
 from captcha.drawing.fonts import Pixels, default_fonts
 from captcha.drawing.rendering import draw
-from captcha.drawing.styles import STYLES
+from captcha.drawing.styles import STYLES, load_style
 
 
 def run(*arguments: object) -> int:
@@ -197,6 +197,6 @@ def test_what_a_killed_drawing_left_behind_does_not_stand_in_the_way(tmp_path: P
     left_behind = tmp_path / ".out.unfinished"
     left_behind.mkdir()
     (left_behind / "000000.drawn.png").write_bytes(b"")
-    drawing.write_folder(tmp_path / "out", drawing.draw_all(STYLES["outlined"], 2, 0, default_fonts()))
+    drawing.write_folder(tmp_path / "out", drawing.draw_all(load_style("outlined"), 2, 0, default_fonts()))
     assert len(list((tmp_path / "out").iterdir())) == 2
     assert not left_behind.exists()

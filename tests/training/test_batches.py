@@ -6,10 +6,10 @@ import pytest
 from captcha.data.samples import Sample
 from captcha.drawing.fonts import default_fonts
 from captcha.drawing.rendering import draw
-from captcha.drawing.styles import STYLES, Style, StyleError
+from captcha.drawing.styles import Style, StyleError, load_style
 from captcha.training.batches import DrawnSamples, endless_batches
 
-OUTLINED = STYLES["outlined"]
+OUTLINED = load_style("outlined")
 FEW = Style(texts=("one", "two", "six", "ten"))
 FONTS = default_fonts()
 
