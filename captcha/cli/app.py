@@ -248,29 +248,10 @@ def draw(
         raise typer.BadParameter("--beside needs --sheet, the file to show them on")
     if sheet and (sheet.suffix.lower() != ".png" or not sheet.absolute().parent.is_dir()):
         raise typer.BadParameter(f"--sheet must be a .png file in an existing folder, not {sheet.absolute()}")
-    from tqdm import tqdm
+    from captcha.jobs.draw import draw as draw_captchas
 
-    from captcha.drawing import sheet as drawing
-    from captcha.drawing.fonts import default_fonts, fonts_below, fonts_for
-    from captcha.drawing.styles import load_style
-
-    look = load_style(style)
-    given = fonts_below(fonts) if fonts else default_fonts()
-    usable, lacking = fonts_for(look, given)
-    if lacking:
-        listed = ", ".join(f"{font.name} (lacks {missing})" for font, missing in lacking.items())
-        typer.echo(f"left out: {listed}", err=True)
-    files = drawing.some_images_in(beside) if beside else []
-    drawing.refuse_existing(out)
-    picture = None
-    if sheet:
-        first = drawing.draw_all(look, min(count, drawing.SHEET_IMAGES), seed, usable)
-        picture = drawing.sheet([image for _, image in first], files)
-    with tqdm(drawing.draw_all(look, count, seed, usable), total=count, unit="image", disable=None, leave=False) as bar:
-        drawing.write_folder(out, bar)
-    if sheet and picture:
-        sheet.write_bytes(picture)
-    typer.echo(f"{count} images in {out}" + (f", some of them on {sheet}" if sheet else ""))
+    echo = partial(typer.echo, err=True)
+    typer.echo(draw_captchas(out, style, count, seed, fonts=fonts, sheet=sheet, beside=beside, echo=echo))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from captcha.cli import app as cli
+from captcha.data.folders import write_folder
 from captcha.drawing import fonts as font_files
-from captcha.drawing import sheet as drawing
 from captcha.drawing.fonts import Pixels, default_fonts
 from captcha.drawing.rendering import draw
-from captcha.drawing.styles import STYLES, load_style
+from captcha.drawing.sheet import SHEET_IMAGES
+from captcha.drawing.styles import STYLES
+from captcha.jobs.draw import some_images_in
 
 
 def run(*arguments: object) -> int:
@@ -95,7 +97,7 @@ def test_an_error_on_the_way_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        drawing.write_folder(out, broken())  # type: ignore[arg-type]
+        write_folder(out, broken())  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -140,8 +142,8 @@ def test_a_sheet_shows_the_drawn_images_and_those_beside_them(tmp_path: Path) ->
 def test_a_sheet_shows_images_from_all_over_a_folder(tmp_path: Path) -> None:
     for number in range(100):
         (tmp_path / f"{number:03}.png").touch()
-    shown = [int(path.stem) for path in drawing.some_images_in(tmp_path)]
-    assert 30 <= len(shown) <= drawing.SHEET_IMAGES
+    shown = [int(path.stem) for path in some_images_in(tmp_path)]
+    assert 30 <= len(shown) <= SHEET_IMAGES
     assert shown[0] == 0
     assert shown[-1] > 95
 
@@ -150,19 +152,23 @@ def test_faults_in_the_options_end_in_one_line(tmp_path: Path, capsys: pytest.Ca
     empty = tmp_path / "empty"
     empty.mkdir()
     out, sheet = tmp_path / "out", tmp_path / "sheet.png"
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "a.png").write_text("no image")
     for arguments, message in [
         (("--style", "kaptch"), "no drawing style 'kaptch': did you mean 'kaptcha'?"),
         (("--style", tmp_path / "gone.toml"), "No such file or directory"),
         (("--fonts", empty), f"no fonts below {empty}"),
         (("--beside", empty), "--beside needs --sheet"),
         (("--beside", empty, "--sheet", sheet), f"no images in {empty}"),
+        (("--beside", notes, "--sheet", sheet), f"{notes / 'a.png'}: not an image"),
         (("--sheet", tmp_path / "sheet.gif"), "--sheet must be a .png file in an existing folder"),
     ]:
         assert run("draw", out, *arguments) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "notes"]
 
 
 def test_fonts_below_a_folder_are_used_and_those_left_out_are_named(
@@ -197,6 +203,6 @@ def test_what_a_killed_drawing_left_behind_does_not_stand_in_the_way(tmp_path: P
     left_behind = tmp_path / ".out.unfinished"
     left_behind.mkdir()
     (left_behind / "000000.drawn.png").write_bytes(b"")
-    drawing.write_folder(tmp_path / "out", drawing.draw_all(load_style("outlined"), 2, 0, default_fonts()))
+    write_folder(tmp_path / "out", draw("outlined", 2, seed=0))
     assert len(list((tmp_path / "out").iterdir())) == 2
     assert not left_behind.exists()

@@ -1,0 +1,83 @@
+"""Draw captchas of a style into a labelled folder, and some of them on a sheet beside real ones."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from captcha.data.folders import encode_png, refuse_existing, write_folder
+from captcha.data.samples import DataError, images_in
+from captcha.drawing.fonts import default_fonts, fonts_below, fonts_for
+from captcha.drawing.rendering import draw_one
+from captcha.drawing.sheet import SHEET_IMAGES, make_sheet
+from captcha.drawing.styles import Style, load_style
+from captcha.reading.images import Image, ImageError, decode_image
+
+
+def draw(
+    out: Path,
+    style_name: str,
+    count: int,
+    seed: int,
+    *,
+    fonts: Path | None = None,
+    sheet: Path | None = None,
+    beside: Path | None = None,
+    echo: Callable[[str], None],
+) -> str:
+    """Draw `count` captchas into the folder `out`, which must be new or empty, and say in a line what was written.
+
+    Args:
+        out: the folder, which appears once all is drawn; the sheet is written last.
+        style_name: a built-in style's name, or a TOML file's.
+        count: images, at least one.
+        seed: image i follows from it and i, given style and fonts.
+        fonts: folder with the .ttf and .otf files to draw with; None takes the default fonts.
+        sheet: PNG file to write, with the first of the images.
+        beside: folder of images to show beside them on the sheet.
+        echo: called with a line that names the fonts left out, if any.
+
+    Raises:
+        StyleError: if there is no such style, or a text does not fit its image.
+        FontError: if no font can draw the style.
+        DataError: if there are no images in `beside`.
+        ImageError: if a file in `beside` is not an image.
+        FileExistsError: if `out` is not empty.
+    """
+    style = load_style(style_name)
+    usable, lacking = fonts_for(style, fonts_below(fonts) if fonts else default_fonts())
+    if lacking:
+        echo("left out: " + ", ".join(f"{font.name} (lacks {missing})" for font, missing in lacking.items()))
+    refuse_existing(out)
+    page = None
+    if sheet:  # drawn first, so that what is wrong with the images beside is said before all are drawn
+        real = [_decode(file) for file in some_images_in(beside)] if beside else []
+        page = make_sheet([image for _, image in _draw_all(style, min(count, SHEET_IMAGES), seed, usable)], real)
+    with tqdm(_draw_all(style, count, seed, usable), total=count, unit="image", disable=None, leave=False) as bar:
+        write_folder(out, bar)
+    if sheet and page is not None:
+        sheet.write_bytes(encode_png(page))
+    return f"{count} images in {out}" + (f", some of them on {sheet}" if sheet else "")
+
+
+def _draw_all(style: Style, count: int, seed: int, fonts: Sequence[Path]) -> Iterator[tuple[str, Image]]:
+    return (draw_one(style, seed, index, fonts) for index in range(count))
+
+
+def some_images_in(folder: Path) -> list[Path]:
+    """Return images of a folder, at most as many as a sheet shows, from all over the order of their names.
+
+    Raises:
+        DataError: if there are none.
+    """
+    files = images_in(folder)
+    if not files:
+        raise DataError(f"no images in {folder.absolute()}")
+    return files[:: -(-len(files) // SHEET_IMAGES)]
+
+
+def _decode(file: Path) -> Image:
+    try:
+        return decode_image(file.read_bytes())
+    except ImageError as error:
+        raise ImageError(f"{file}: {error}") from error
