@@ -123,17 +123,6 @@ class Glyph:
 
         `shades` (256,) gives the paper's shade at each stored distance, and so the stroke.
         """
-        placed = self._transformed(transform)
-        height, width = placed.shape
-        left, top = round(centre[0] - width / 2), round(centre[1] - height / 2)
-        rows = slice(max(top, 0), max(top + height, 0))
-        columns = slice(max(left, 0), max(left + width, 0))
-        part = paper[rows, columns]
-        mark = cv2.LUT(placed, shades)[rows.start - top :, columns.start - left :][: part.shape[0], : part.shape[1]]
-        np.minimum(part, mark, out=part)
-
-    def _transformed(self, transform: Transform) -> Pixels:
-        """Return the distances, resampled to one a pixel of what is drawn."""
         stored_height, stored_width = self.distances.shape
         a, b, c, d = (factor / SUPERSAMPLING for factor in transform)
         width = round(abs(a) * stored_width + abs(b) * stored_height)
@@ -144,7 +133,12 @@ class Glyph:
             x, y = (stored_width - 1) / 2, (stored_height - 1) / 2
             matrix = np.array([[a, b, (width - 1) / 2 - a * x - b * y], [c, d, (height - 1) / 2 - c * x - d * y]])
             placed = cv2.warpAffine(self.distances, matrix, (width, height))
-        return np.asarray(placed, np.uint8)
+        left, top = round(centre[0] - width / 2), round(centre[1] - height / 2)
+        rows = slice(max(top, 0), max(top + height, 0))
+        columns = slice(max(left, 0), max(left + width, 0))
+        part = paper[rows, columns]
+        mark = cv2.LUT(placed, shades)[rows.start - top :, columns.start - left :][: part.shape[0], : part.shape[1]]
+        np.minimum(part, mark, out=part)
 
 
 @cache

@@ -23,7 +23,7 @@ from captcha.drawing.styles import Style, StyleError
 
 SIDE = 5  # pixels that stay free at each side of a word where it can be moved or narrowed
 FREE_HEIGHT = 4  # pixels of the height that stay free, so that what is rounded stays on the paper
-TIGHTEST = 0.5  # a word that does not fit is made smaller, but not below this part of what the style asks for
+TIGHTEST = 0.5  # a word that does not fit is made smaller, down to this part of what the style asks for
 
 
 def bare_paper(style: Style) -> Pixels:
@@ -54,28 +54,15 @@ def draw_letters(rng: Generator, style: Style, text: str, fonts: Sequence[Path])
 
 
 class _Letter(NamedTuple):
-    """A letter of a word. Lengths are in pixels of the image."""
+    """A letter of a word. Lengths are in pixels of the image, before the word is narrowed or made smaller."""
 
     glyph: Glyph
     turn: Transform
-    size: tuple[float, float]  # width and height of its ink, upright and as wide as in its font
+    size: tuple[float, float]  # width and height of its ink before it is turned
     middle: float  # of its ink, below the baseline
-
     # The box of a turned ink is as wide as the ink's width and height lean; only the first part can be narrowed.
-
-    @property
-    def across(self) -> float:
-        return abs(self.turn[0]) * self.size[0]
-
-    @property
-    def leaning(self) -> float:
-        return abs(self.turn[1]) * self.size[1]
-
-    def width(self, letter_width: float) -> float:
-        return self.across * letter_width + self.leaning
-
-    def height(self, letter_width: float) -> float:
-        return abs(self.turn[2]) * letter_width * self.size[0] + abs(self.turn[3]) * self.size[1]
+    across: float
+    leaning: float
 
 
 def _draw_text(rng: Generator, style: Style, text: str, fonts: Sequence[Path], papers: Sequence[Pixels]) -> None:
@@ -84,9 +71,9 @@ def _draw_text(rng: Generator, style: Style, text: str, fonts: Sequence[Path], p
     A word that is too wide is narrowed, one that is too high made smaller.
 
     Raises:
-        StyleError: if no one could read what is left of the word then.
+        StyleError: if it would have to be narrower or smaller than TIGHTEST allows.
     """
-    font = fonts[int(rng.integers(len(fonts)))]  # one a word: in the known sets Java had but its fallback font
+    font = fonts[int(rng.integers(len(fonts)))]  # one for the whole word, as in the known sets
     digit_height, stroke = pick(rng, style.digit_height), pick(rng, style.stroke)
     letter_width, space = pick(rng, style.letter_width), pick_whole(rng, style.spacing)
     thicker = _thicker(style, measure(font).stem_width, digit_height, stroke)
@@ -99,7 +86,7 @@ def _draw_text(rng: Generator, style: Style, text: str, fonts: Sequence[Path], p
     else:
         smaller, baseline = 1.0, pick_whole(rng, style.baseline)
     scale *= smaller
-    widths = [letter.width(letter_width) * smaller for letter in letters]
+    widths = [(letter.across * letter_width + letter.leaning) * smaller for letter in letters]
     pen = round((style.width - sum(widths) - space * (len(text) - 1)) / 2) if left is None else left
 
     shades = _shades(thicker, scale, style.outline)
@@ -120,7 +107,7 @@ def _thicker(style: Style, stem_width: float, digit_height: float, stroke: float
     (DIGIT_HEIGHT + 2 thicker) scale = digit_height.
     """
     thicker = (stroke * DIGIT_HEIGHT - stem_width * digit_height) / (2 * max(digit_height - stroke, 1))
-    # Below the one, thin lines would vanish; beyond the other, no distances are stored.
+    # Below the lower limit thin lines would vanish; beyond the upper one no distances are stored.
     return min(max(thicker, -0.3 * stem_width), MARGIN - 0.5 - style.outline / 2)
 
 
@@ -129,15 +116,13 @@ def _pick_letters(rng: Generator, style: Style, glyphs: Sequence[Glyph], thicker
     turns = [_pick_turn(rng, style) for _ in glyphs]
     shifts = [rng.uniform(-style.bounce, style.bounce) if style.bounce else 0.0 for _ in glyphs]
     own_widths = [pick(rng, style.own_width) for _ in glyphs]
-    return [
-        _Letter(
-            glyph,
-            turn=(a * own_width, b, c * own_width, d),
-            size=((glyph.size[0] + 2 * thicker) * scale, (glyph.size[1] + 2 * thicker) * scale),
-            middle=(glyph.corner[1] + glyph.size[1] / 2) * scale + shift,
-        )
-        for glyph, (a, b, c, d), shift, own_width in zip(glyphs, turns, shifts, own_widths, strict=True)
-    ]
+    letters = []
+    for glyph, (a, b, c, d), shift, own_width in zip(glyphs, turns, shifts, own_widths, strict=True):
+        width, height = (glyph.size[0] + 2 * thicker) * scale, (glyph.size[1] + 2 * thicker) * scale
+        turn = (a * own_width, b, c * own_width, d)
+        middle = (glyph.corner[1] + glyph.size[1] / 2) * scale + shift
+        letters.append(_Letter(glyph, turn, (width, height), middle, abs(turn[0]) * width, abs(b) * height))
+    return letters
 
 
 def _pick_turn(rng: Generator, style: Style) -> Transform:
@@ -172,7 +157,9 @@ def _fit_height(style: Style, text: str, letters: Sequence[_Letter], letter_widt
     Raises:
         StyleError: if the factor is below TIGHTEST.
     """
-    heights = [letter.height(letter_width) for letter in letters]
+    heights = [
+        abs(letter.turn[2]) * letter_width * letter.size[0] + abs(letter.turn[3]) * letter.size[1] for letter in letters
+    ]
     top = min(letter.middle - height / 2 for letter, height in zip(letters, heights, strict=True))
     bottom = max(letter.middle + height / 2 for letter, height in zip(letters, heights, strict=True))
     smaller = min((style.height - FREE_HEIGHT) / (bottom - top), 1.0)
