@@ -42,11 +42,11 @@ def _rgb(value: str) -> str:
     return value
 
 
-# Each image takes a value between the two, evenly; one value alone stands for both.
+# Each image takes a value between the two, evenly distributed; one value alone stands for both.
 Range = Annotated[tuple[float, float], BeforeValidator(_pair), AfterValidator(_ascending)]
 Whole = Annotated[tuple[int, int], BeforeValidator(_pair), AfterValidator(_ascending)]
 Colour = Annotated[str, AfterValidator(_rgb)]
-# Each image takes red, green and blue between the two colours', each for itself.
+# Each image takes red, green and blue, each for itself, between those of the two colours.
 Colours = Annotated[tuple[Colour, Colour], BeforeValidator(_pair)]
 
 
@@ -59,7 +59,9 @@ class Style(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # What is written
-    characters: str = Field("abcdefghijklmnopqrstuvwxyz0123456789", min_length=1, description="written twice: as often")
+    characters: str = Field(
+        "abcdefghijklmnopqrstuvwxyz0123456789", min_length=1, description="one written twice comes twice as often"
+    )
     lengths: Annotated[Whole, _within(1, 40)] = Field((5, 5), description="characters in a text")
     texts: tuple[str, ...] = Field((), description="the texts themselves, in place of random ones")
 
@@ -70,17 +72,23 @@ class Style(BaseModel):
     background_end: Colours | None = Field(
         None, description="colour of the bottom right corner, where a gradient from the top left one ends"
     )
-    texture: Annotated[Range, _within(0, 128)] = Field((0, 0), description="strength of coloured clouds, shades")
+    texture: Annotated[Range, _within(0, 128)] = Field(
+        (0, 0), description="strength of coloured clouds, in shades of 255"
+    )
     texture_size: int = Field(8, ge=1, le=500, description="size of a cloud")
     border: int = Field(0, ge=0, le=10, description="width of a black frame")
 
     # The letters
     ink: Colours = ("#000000", "#000000")
     letter_inks: bool = Field(False, description="each letter takes its own ink; what lies over the word has another")
-    digit_height: Annotated[Range, _within(8, 400)] = Field((29, 29), description="of the digit 8; letters follow")
+    digit_height: Annotated[Range, _within(8, 400)] = Field(
+        (29, 29), description="of the digit 8; letters keep their ratio to it"
+    )
     stroke: Annotated[Range, _within(0.5, 100)] = Field((4.8, 6.8), description="thickness of an upright line")
     letter_width: Annotated[Range, _within(0.3, 3)] = Field((1, 1), description="a letter's width, 1 as in its font")
-    own_width: Annotated[Range, _within(0.5, 2)] = Field((1, 1), description="each letter's own, times letter_width")
+    own_width: Annotated[Range, _within(0.5, 2)] = Field(
+        (1, 1), description="each letter's own factor, beside letter_width"
+    )
     spacing: Annotated[Whole, _within(-200, 200)] = Field((2, 2), description="gap after a letter; -2: they touch")
     left: Whole | None = Field(None, description="where the word begins; none: centred")
     baseline: Whole | None = Field(None, description="below the top; none: centred")
@@ -106,8 +114,12 @@ class Style(BaseModel):
 
     # What happens to the finished picture
     blur: Annotated[Range, _within(0, 10)] = Field((0, 0), description="standard deviation")
-    shrink: Annotated[Range, _within(0.2, 1)] = Field((1, 1), description="made so small, and as large again")
-    jpeg_quality: Annotated[Whole, _within(1, 100)] | None = Field(None, description="saved as JPEG; none: not")
+    shrink: Annotated[Range, _within(0.2, 1)] = Field(
+        (1, 1), description="it is made so small, then as large as before"
+    )
+    jpeg_quality: Annotated[Whole, _within(1, 100)] | None = Field(
+        None, description="it is saved as JPEG; none: it is not"
+    )
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Self:

@@ -73,7 +73,7 @@ def _draw_text(rng: Generator, style: Style, text: str, fonts: Sequence[Path], p
     Raises:
         StyleError: if it would have to be narrower or smaller than TIGHTEST allows.
     """
-    font = fonts[int(rng.integers(len(fonts)))]  # one for the whole word, as in the known sets
+    font = fonts[int(rng.integers(len(fonts)))]  # one for the whole word: Java drew the known sets in one
     digit_height, stroke = pick(rng, style.digit_height), pick(rng, style.stroke)
     letter_width, space = pick(rng, style.letter_width), pick_whole(rng, style.spacing)
     thicker = _thicker(style, measure(font).stem_width, digit_height, stroke)
