@@ -20,8 +20,8 @@ from captcha.reading.images import (
     Image,
     ImageError,
     decode_image,
+    image_format,
     padded_width,
-    read_header,
     resize_to_height,
 )
 from captcha.reading.vocabulary import Vocabulary
@@ -362,7 +362,7 @@ def _decode(path: Path, height: int) -> _Decoded | str:
         return f"cannot be read: {error.strerror}"
     rows, columns = image.shape[:2]
     resized = resize_to_height(image, height)
-    return _Decoded(resized, pixel_digest(image), (columns, rows), read_header(data).format)
+    return _Decoded(resized, pixel_digest(image), (columns, rows), image_format(data))
 
 
 def _label_problems(

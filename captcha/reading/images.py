@@ -1,15 +1,23 @@
-"""Bytes → image → batch: the same steps for training and for serving."""
+"""An image file, array or PIL image → RGB → batch: the same steps for training and for serving."""
 
 import contextlib
+import io
 import re
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from captcha import CaptchaError
 
@@ -17,6 +25,7 @@ MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 10_000_000
 MAX_ASPECT = 100  # a line of 10,000,000 pixels would not fit into memory once resized to a model's height
 MAX_SCANS = 100  # a progressive JPEG of a few bytes a scan could keep the decoder busy for hours
+MAX_SEGMENTS = 1000  # of a JPEG: Pillow takes quadratic time over segments of EXIF data
 WIDTH_STEP = 16
 
 FRAME_STRIDE = 4
@@ -26,66 +35,49 @@ Image = NDArray[np.uint8]
 
 
 class ImageError(CaptchaError):
-    """Bytes that are not an image we read; one line that says why."""
+    """What is given as an image is none that we read; one line that says why."""
 
 
-class Header(NamedTuple):
-    """What a file says about itself before anything is decoded. The size is that before EXIF turns it."""
-
-    format: str
-    width: int
-    height: int
-    still: bytes  # what is to be decoded: the first picture, in PNG and GIF without all that it does not need
-    transparent_grey: int | None = None  # PNG: this 8- or 16-bit grey stands for "transparent"
-
-
-def read_header(data: bytes) -> Header:
-    """Return format and size of an image, having checked that its file is whole.
-
-    The format is told by content, never by name.
+def image_format(data: bytes) -> str:
+    """Return PNG, JPEG, WebP, BMP or GIF, told by a file's first bytes, never by its name.
 
     Raises:
-        ImageError: empty, truncated, too big, or no PNG, JPEG, WebP, BMP or GIF.
+        ImageError: the file is empty, too big, or of another format.
     """
     if not data:
         raise ImageError("the file is empty")
     if len(data) > MAX_BYTES:
         raise ImageError(f"the file has {len(data) / 2**20:.1f} MB, more than the {MAX_BYTES // 2**20} MB allowed")
-    parse = next((parse for signature, parse in _PARSERS if re.match(signature, data, re.DOTALL)), None)
-    if parse is None:
+    found = _SIGNATURE.match(data)
+    if found is None:
         raise ImageError("not an image: no PNG, JPEG, WebP, BMP or GIF")
-    try:
-        header = parse(data)
-    except (struct.error, IndexError):  # the parser ran past the end
-        raise ImageError("the image is truncated") from None
-    if header.width <= 0 or header.height <= 0:
-        raise ImageError(f"the {header.format} header gives no size: {header.width} x {header.height} pixels")
-    size = f"{header.width} x {header.height} pixels"
-    if header.width * header.height > MAX_PIXELS:
-        raise ImageError(f"the image has {size}, more than the {MAX_PIXELS // 10**6} megapixels allowed")
-    if max(header[1:3]) > MAX_ASPECT * min(header[1:3]):
-        raise ImageError(f"the image has {size}: one side is more than {MAX_ASPECT} times the other")
-    return header
+    return str(found.lastgroup)
 
 
 def decode_image(data: bytes) -> Image:
     """Return the picture in an image file as (H, W, 3) RGB, upright, on white where it is transparent.
 
-    Reads PNG, JPEG, WebP, BMP and GIF (first frame) of any colour type; 16 bits become 8.
+    Reads PNG, JPEG, WebP, BMP and GIF of any colour type, of an animation the first picture; 16 bits become 8.
 
     Raises:
-        ImageError: empty, truncated, damaged, too big, or none of these formats.
+        ImageError: the file is empty, truncated, damaged, too big, or of another format.
     """
-    header = read_header(data)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would comment bad files on stderr
-    decoded = None
-    with contextlib.suppress(cv2.error):
-        decoded, kinds, metadata = cv2.imdecodeWithMetadata(np.frombuffer(header.still, np.uint8), cv2.IMREAD_UNCHANGED)
-    if decoded is None or decoded.size == 0 or decoded.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"the {header.format} image is damaged: it cannot be decoded")
-    parts = zip(kinds, metadata, strict=True)
-    exif = next((bytes(part) for kind, part in parts if kind == cv2.IMAGE_METADATA_EXIF), b"")
-    return np.ascontiguousarray(_upright(_on_white(decoded, header.transparent_grey), _orientation(exif)))
+    name = image_format(data)
+    first_picture, reader = _READERS[name]
+    try:
+        still = first_picture(data)
+        with reader(io.BytesIO(still)) as image:  # decodes no pixel
+            _check_size(*image.size)
+            deep_colour = name == "PNG" and still[24] == 16 and still[25] > 0
+            return _upright(_on_white(_rounded(still) if deep_colour else image), _orientation(image))
+    except ImageError:
+        raise
+    except PIL.Image.DecompressionBombError:  # of WebP and GIF: Pillow's own limit, higher than ours
+        raise ImageError(f"the image has more than the {MAX_PIXELS // 10**6} megapixels allowed") from None
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
+        if isinstance(error, struct.error) or "truncated" in str(error).lower():
+            raise ImageError("the image is truncated") from None
+        raise ImageError(f"the {name} image is damaged: it cannot be decoded") from None
 
 
 def resize_to_height(image: Image, height: int) -> Image:
@@ -93,7 +85,8 @@ def resize_to_height(image: Image, height: int) -> Image:
     rows, columns = image.shape[:2]
     if rows == height:
         return image
-    width = max(1, round(columns * height / rows))
+    narrowest = -(-height // MAX_ASPECT)  # what is resized can be given again: rounding takes no aspect too far
+    width = max(narrowest, round(columns * height / rows))
     interpolation = cv2.INTER_AREA if rows > height else cv2.INTER_LINEAR
     return cv2.resize(image, (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
 
@@ -101,6 +94,11 @@ def resize_to_height(image: Image, height: int) -> Image:
 def padded_width(width: int) -> int:
     """Return the width in pixels, rounded up to WIDTH_STEP, that an image is padded to."""
     return -(-width // WIDTH_STEP) * WIDTH_STEP
+
+
+def frames(width: int) -> int:
+    """Return how many frames the model gives for an image of this width in pixels, once resized to its height."""
+    return padded_width(width) // FRAME_STRIDE
 
 
 def stack(images: Sequence[Image]) -> Image:
@@ -116,19 +114,33 @@ def stack(images: Sequence[Image]) -> Image:
     return batch
 
 
-def _on_white(decoded: NDArray[Any], transparent_grey: int | None) -> Image:
-    """Return RGB of what OpenCV decoded unchanged: grey, BGR or BGRA of 8 or 16 bits."""
-    if decoded.ndim == 2 and transparent_grey is not None:  # OpenCV drops a grey PNG's transparent value
-        decoded = np.where(decoded == transparent_grey, np.iinfo(decoded.dtype).max, decoded)
-    if decoded.dtype == np.uint16:
-        decoded = ((decoded.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if decoded.ndim == 2:
-        return np.repeat(decoded[:, :, None], 3, axis=2)
-    colour = decoded[:, :, 2::-1]
-    if decoded.shape[2] == 4:
-        alpha = decoded[:, :, 3:].astype(np.uint16)
-        colour = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)  # below 2**16
-    return colour
+def _check_size(width: int, height: int) -> None:
+    size = f"{width} x {height} pixels"
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"the image has {size}, more than the {MAX_PIXELS // 10**6} megapixels allowed")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"the image has {size}: one side is more than {MAX_ASPECT} times the other")
+
+
+def _on_white(image: PIL.Image.Image) -> Image:
+    """Return the pixels of a PIL image of any mode as (H, W, 3) RGB."""
+    if image.mode.startswith("I;16"):  # Pillow would cut these values off at 255, and not see what is transparent
+        values = np.asarray(image).astype(np.uint32)
+        values[values == image.info.get("transparency")] = 65535
+        return np.repeat(((values + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        ground = PIL.Image.new("RGBA", image.size, "white")
+        ground.alpha_composite(image.convert("RGBA"))
+        image = ground
+    return np.array(image.convert("RGB"))
+
+
+def _rounded(png: bytes) -> PIL.Image.Image:
+    """Return a PNG of 16-bit colour in 8 bits, rounded: Pillow would cut the lower 8 bits off."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would comment bad files on stderr
+    bgr = np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED), np.uint32)
+    rgb = bgr[:, :, [2, 1, 0, 3][: bgr.shape[2]]]
+    return PIL.Image.fromarray(((rgb + 128) // 257).astype(np.uint8))
 
 
 def _upright(image: Image, orientation: int) -> Image:
@@ -139,70 +151,67 @@ def _upright(image: Image, orientation: int) -> Image:
         image = image[::-1]
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]
-    return image
+    return np.ascontiguousarray(image)
 
 
-def _orientation(exif: bytes) -> int:
-    """Return the orientation (tag 0x0112 of the first directory) of EXIF data, 1 where there is none."""
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    if order is None:
-        return 1
-    try:
+def _orientation(image: PIL.Image.Image) -> int:
+    """Return the orientation (tag 0x0112 of the first directory) in an image's EXIF data, 1 where there is none.
+
+    Not `Image.getexif`, which warns of damaged data on stderr.
+    """
+    exif = bytes(image.info.get("exif", b"")).removeprefix(b"Exif\0\0")
+    order = ">" if exif.startswith(b"MM") else "<"
+    with contextlib.suppress(struct.error):  # damaged EXIF data is no reason to refuse
         (start,) = struct.unpack_from(order + "I", exif, 4)
         (entries,) = struct.unpack_from(order + "H", exif, start)
-        for entry in range(entries):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", exif, start + 2 + 12 * entry)
-            if tag == 0x0112:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
+        directory = exif[start + 2 : start + 2 + 12 * entries]
+        for tag, value in struct.iter_unpack(order + "H6xH2x", directory):
+            if tag == 0x0112 and 1 <= value <= 8:
+                return int(value)
     return 1
 
 
-def _png(data: bytes) -> Header:
-    width, height, depth, colour_type = struct.unpack_from(">IIBB", data, 16)
-    still = [data[:8]]
-    transparent_grey = None
-    position = 8
-    while True:  # chunks: length of the content, type, content, check sum
+def _png(data: bytes) -> bytes:
+    """Return the chunks that make the first picture, having compared their check sums.
+
+    Pillow does not compare those of the pixels, and would unpack any number of colour profiles, 1 MB each.
+    """
+    kept, position, kind = [data[:8]], 8, b""
+    while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 12 + length
-        (check_sum,) = struct.unpack_from(">I", data, end - 4)
-        if kind in _PNG_CHUNKS:
-            if zlib.crc32(data[position + 4 : end - 4]) != check_sum:
+        chunk = data[position : position + 12 + length]  # length of the content, type, content, check sum
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"):
+            (check_sum,) = struct.unpack_from(">I", chunk, 8 + length)
+            if zlib.crc32(chunk[4:-4]) != check_sum:
                 raise ImageError("the PNG image is damaged: a check sum is wrong")
-            still.append(data[position:end])
-        if kind == b"tRNS" and colour_type == 0 and length >= 2:
-            (value,) = struct.unpack_from(">H", data, position + 8)
-            transparent_grey = value * 255 // (2**depth - 1) if depth < 8 else value
-        if kind == b"IEND":
-            return Header("PNG", width, height, b"".join(still), transparent_grey)
-        position = end
+            kept.append(chunk)
+        position += len(chunk)
+    return b"".join(kept)
 
 
-# Others (profiles, texts, an animation's frames) change no pixel here and only make libpng talk on stderr.
-_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"})
+class _PngReader(PngImageFile):
+    def _open(self) -> None:
+        """Scale the grey that stands for "transparent" as Pillow scales the pixels, of 2 and 4 bits, but not it."""
+        super()._open()
+        scale = {"L;2": 85, "L;4": 17}.get(str(self.tile[0].args))
+        if scale and "transparency" in self.info:
+            self.info["transparency"] *= scale
 
 
-def _jpeg(data: bytes) -> Header:
-    width = height = scans = 0
-    position = 2
-    while True:  # segments: 0xFF, marker, length, that many bytes less the two of the length
-        found = _MARKER.search(data, position)
-        if found is None:
-            raise ImageError("the image is truncated")
+def _jpeg(data: bytes) -> bytes:
+    """Return the first picture up to its end, without which Pillow would read it too."""
+    position, segments = 2, Counter[int]()
+    while found := _MARKER.search(data, position):  # segments: 0xFF, marker, length, that many bytes less two
         marker = found.group()[-1]
         if marker == 0xD9:
-            return Header("JPEG", width, height, data)
-        (length,) = struct.unpack_from(">H", data, found.end())
-        if marker == 0xDA:
-            scans += 1
-            if scans > MAX_SCANS:
-                raise ImageError(f"the JPEG image has more than {MAX_SCANS} scans")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and not width:
-            height, width = struct.unpack_from(">HH", data, found.end() + 3)
-        position = found.end() + length
+            return data[: found.end()]
+        segments[marker] += 1
+        if segments[0xDA] > MAX_SCANS:
+            raise ImageError(f"the JPEG image has more than {MAX_SCANS} scans")
+        if segments.total() > MAX_SEGMENTS:
+            raise ImageError(f"the JPEG image has more than {MAX_SEGMENTS} segments")
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    raise ImageError("the image is truncated")
 
 
 # Inside entropy-coded data 0xFF 0x00 is a plain byte, and restart markers stand among it. Not \xff+, which would
@@ -210,68 +219,38 @@ def _jpeg(data: bytes) -> Header:
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 
-def _webp(data: bytes) -> Header:
-    size, kind = struct.unpack_from("<I4x4s", data, 4)
-    if len(data) < size + 8:
+class _JpegReader(JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Do nothing: Pillow would warn of damaged EXIF data on stderr."""
+
+
+def _webp(data: bytes) -> bytes:
+    if len(data) < int.from_bytes(data[4:8], "little") + 8:
         raise ImageError("the image is truncated")
-    if kind == b"VP8 ":
-        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
-    elif kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    elif kind == b"VP8X":
-        width, height = (int.from_bytes(_slice(data, at, 3), "little") + 1 for at in (24, 27))
-    else:
-        raise ImageError("the WebP image is damaged: it cannot be decoded")
-    return Header("WebP", width, height, data)
+    if data[12:16] == b"VP8X":  # the canvas of an animation, which the reader asks memory for
+        _check_size(*(int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27)))
+    return data
 
 
-def _bmp(data: bytes) -> Header:
-    start, header_bytes = struct.unpack_from("<II", data, 10)
-    if header_bytes == 12:
-        raise ImageError("a BMP of OS/2 1.x is not read")  # OpenCV 5.0 decodes it to a wrong picture
-    width, height, _, bits, compression, pixel_bytes = struct.unpack_from("<iiHHII", data, 18)
-    height = abs(height)  # negative: the rows stand from the top down
-    if compression in (0, 3):  # not run-length encoded
-        pixel_bytes = (width * bits + 31) // 32 * 4 * height
-    if len(data) < start + pixel_bytes:
-        raise ImageError("the image is truncated")
-    return Header("BMP", width, height, data)
+def _bmp(data: bytes) -> bytes:
+    if data[14:18] == b"\x0c\0\0\0":
+        raise ImageError("a BMP of OS/2 1.x is not read")
+    return data
 
 
-def _gif(data: bytes) -> Header:
-    width, height, flags = struct.unpack_from("<HHB", data, 6)
-    position = 13 + _palette_bytes(flags)
-    while data[position] == 0x21:  # extensions before the first frame
-        position = _after_blocks(data, position + 2)
-    if data[position] != 0x2C:
-        raise ImageError("the GIF image is damaged: it has no frame")
-    end = _after_blocks(data, position + 11 + _palette_bytes(data[position + 9]))
-    return Header("GIF", width, height, data[:end] + b";")
+def _gif(data: bytes) -> bytes:
+    _check_size(*struct.unpack_from("<HH", data, 6))  # Pillow makes a screen that is smaller than its frame larger
+    return data
 
 
-def _palette_bytes(flags: int) -> int:
-    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
-
-
-def _after_blocks(data: bytes, position: int) -> int:
-    """Return where a GIF's data blocks end: each a length and that many bytes, until a length of 0."""
-    while data[position]:
-        position += 1 + data[position]
-    return position + 1
-
-
-def _slice(data: bytes, start: int, length: int) -> bytes:
-    part = data[start : start + length]
-    if len(part) < length:
-        raise ImageError("the image is truncated")
-    return part
-
-
-_PARSERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
-    (rb"\x89PNG\r\n\x1a\n", _png),
-    (rb"\xff\xd8\xff", _jpeg),
-    (rb"RIFF....WEBP", _webp),
-    (rb"BM", _bmp),
-    (rb"GIF8[79]a", _gif),
+_SIGNATURE = re.compile(
+    rb"(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<JPEG>\xff\xd8\xff)|(?P<WebP>RIFF....WEBP)|(?P<BMP>BM)|(?P<GIF>GIF8[79]a)",
+    re.DOTALL,
 )
+_READERS: dict[str, tuple[Callable[[bytes], bytes], Callable[[io.BytesIO], ImageFile]]] = {
+    "PNG": (_png, _PngReader),
+    "JPEG": (_jpeg, _JpegReader),
+    "WebP": (_webp, WebPImageFile),
+    "BMP": (_bmp, BmpImageFile),
+    "GIF": (_gif, GifImageFile),
+}

@@ -27,7 +27,7 @@ from captcha.reading.recognizer import Decoder, Recognizer, RecognizerError
 
 MAX_ROWS = 1024
 MAX_BEAM_WIDTH = 100
-SERVED_PACKAGES = ("mlflow", "onnxruntime", "numpy", "opencv-python-headless")
+SERVED_PACKAGES = ("mlflow", "onnxruntime", "numpy", "opencv-python-headless", "pillow")
 ARTIFACT = "recognizer"
 
 SIGNATURE = ModelSignature(

@@ -365,6 +365,7 @@ def test_the_model_holds_what_serving_needs_and_nothing_else(model_folder: Path)
         "onnxruntime",
         "numpy",
         "opencv-python-headless",
+        "pillow",
     ]
     assert f"mlflow=={mlflow.__version__}" in requirements
 
