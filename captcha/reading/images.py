@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import os
 import re
 import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -32,10 +34,39 @@ FRAME_STRIDE = 4
 """Columns of a resized image that one frame of the model covers: T = W / FRAME_STRIDE."""
 
 Image = NDArray[np.uint8]
+ImageSource = str | os.PathLike[str] | bytes | Image | PIL.Image.Image
+"""What an image may be given as: `load_image` says more."""
 
 
 class ImageError(CaptchaError):
     """What is given as an image is none that we read; one line that says why."""
+
+
+def load_image(source: ImageSource) -> Image:
+    """Return an image as (H, W, 3) uint8 RGB, upright, on white where it is transparent.
+
+    Args:
+        source: the path of an image file, its content as bytes, an array that is (H, W, 3) uint8 RGB already, or
+            a PIL image of any mode.
+
+    Raises:
+        ImageError: the file cannot be read, the image is damaged or too big, or the source is none of these.
+    """
+    if isinstance(source, str | os.PathLike):
+        return _read(os.fsdecode(source))
+    if isinstance(source, bytes):
+        return decode_image(source)
+    if isinstance(source, PIL.Image.Image):
+        return _from_pil(source)
+    is_array = isinstance(source, np.ndarray)
+    if is_array and source.dtype == np.uint8 and source.ndim == 3 and source.shape[2] == 3 and source.size:
+        _check_size(source.shape[1], source.shape[0])
+        return source
+    given = f"an array {source.shape} of {source.dtype}" if is_array else type(source).__name__
+    raise ImageError(
+        f"{given} is given as an image, wanted: a path, the bytes of an image file, "
+        "an array (H, W, 3) of uint8, or a PIL image"
+    )
 
 
 def image_format(data: bytes) -> str:
@@ -114,6 +145,29 @@ def stack(images: Sequence[Image]) -> Image:
     return batch
 
 
+def _read(path: str) -> Image:
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        return decode_image(data)
+    except ImageError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    except ValueError:  # a path with a null byte
+        problem = "cannot be read: no file can have this name"
+    raise ImageError(f"{path if path.isprintable() else repr(path)}: {problem}")
+
+
+def _from_pil(image: PIL.Image.Image) -> Image:
+    _check_size(*image.size)
+    try:
+        return _upright(_on_white(image), _orientation(image))
+    except Exception as error:  # it may be a file not read so far, or of a mode that Pillow does not convert
+        line = " ".join(str(error).split())
+        raise ImageError(f"the PIL image of mode {image.mode} cannot be read: {line}") from None
+
+
 def _check_size(width: int, height: int) -> None:
     size = f"{width} x {height} pixels"
     if width * height > MAX_PIXELS:
@@ -159,7 +213,7 @@ def _orientation(image: PIL.Image.Image) -> int:
 
     Not `Image.getexif`, which warns of damaged data on stderr.
     """
-    exif = bytes(image.info.get("exif", b"")).removeprefix(b"Exif\0\0")
+    exif = bytes(image.info.get("exif") or b"").removeprefix(b"Exif\0\0")
     order = ">" if exif.startswith(b"MM") else "<"
     with contextlib.suppress(struct.error):  # damaged EXIF data is no reason to refuse
         (start,) = struct.unpack_from(order + "I", exif, 4)

@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from captcha import CaptchaError
 from captcha.reading.ctc import beam_search_decode, character_confidences, greedy_decode, text_log_probability
-from captcha.reading.images import padded_width, resize_to_height, stack
+from captcha.reading.images import Image, ImageError, ImageSource, load_image, padded_width, resize_to_height, stack
 from captcha.reading.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -24,12 +24,11 @@ SETTINGS_FILE = "recognizer.json"
 COLUMNS_AT_ONCE = 8192
 """Columns of pixels that go through the model in one batch: bounds the memory, whatever the images' widths."""
 
-Image = NDArray[np.uint8]
 Decoder = Literal["greedy", "beam"]
 
 
 class RecognizerError(CaptchaError):
-    """A folder that holds no sound recognizer, or a model that does not answer as one; one line."""
+    """A folder that holds no sound recognizer, a model that does not answer as one, or an unknown setting; one line."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,11 @@ class Reading:
 
 
 class Recognizer:
-    """Reads images with a model, whichever engine runs it; threads may share one.
+    """Reads images: `recognizer.read("captcha.png").text`, or many at once: `recognizer.read(paths)`.
 
-    `log_probs_of` takes uint8 images (N, 3, height, W), RGB, and returns their log_probs (T, N, C), C being
-    `vocabulary.classes`.
+    It preprocesses and decodes as training measured it, whichever engine runs the model; threads may share one.
+    `log_probs_of` is the model: it takes uint8 images (N, 3, height, W), RGB, and returns their log_probs
+    (T, N, C), C being `vocabulary.classes`.
     """
 
     def __init__(
@@ -83,40 +83,62 @@ class Recognizer:
                 raise RecognizerError(f"{folder / name} is not the file that was saved: its sha256 differs")
         return cls(_onnx_runtime(model, folder / MODEL_FILE), vocabulary, height)
 
-    def read(self, images: Sequence[Image], decoder: Decoder = "greedy", beam_width: int = 10) -> list[Reading]:
-        """Return what each image, (H, W, 3) RGB of any size, says.
+    @overload  # a str is a sequence of str too, but one path
+    def read(  # type: ignore[overload-overlap]
+        self, images: ImageSource, decoder: Decoder = "greedy", beam_width: int = 10
+    ) -> Reading: ...
+    @overload
+    def read(
+        self, images: Sequence[ImageSource], decoder: Decoder = "greedy", beam_width: int = 10
+    ) -> list[Reading]: ...
+    def read(
+        self, images: ImageSource | Sequence[ImageSource], decoder: Decoder = "greedy", beam_width: int = 10
+    ) -> Reading | list[Reading]:
+        """Return what an image says, or what each of several says, in their order.
 
-        Images are batched with those of the same padded width only: a reading does not depend on the images
-        that came with it.
+        An image is whatever `load_image` takes: the path of a file, its content as bytes, an array (H, W, 3) of
+        uint8 RGB, or a PIL image; of any size. Images go through the model together with those of the same padded
+        width only: a reading does not depend on the images that came with it.
 
         Raises:
-            ValueError: unknown decoder, or `beam_width` below 1.
-            RecognizerError: the model's answer does not fit the vocabulary, or holds NaN.
+            ImageError: an image cannot be read; among several, its place is named.
+            RecognizerError: unknown decoder, `beam_width` below 1, or a model whose answer does not fit the
+                vocabulary, or holds NaN.
         """
         if decoder not in get_args(Decoder):
-            raise ValueError(f"unknown decoder {decoder!r}: use {' or '.join(get_args(Decoder))}")
+            raise RecognizerError(f"unknown decoder {decoder!r}: use {' or '.join(get_args(Decoder))}")
+        if beam_width < 1:
+            raise RecognizerError(f"beam_width must be at least 1, not {beam_width}")
+        if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+            return self._read_each(_load_each(images), decoder, beam_width)
+        (reading,) = self._read_each([load_image(images)], decoder, beam_width)
+        return reading
+
+    def _read_each(self, images: Iterable[Image], decoder: Decoder, beam_width: int) -> list[Reading]:
         readings: dict[int, Reading] = {}
         for members, log_probs in self.log_probs(images):
             readings |= zip(members, self.decode(log_probs, decoder, beam_width), strict=True)
-        return [readings[i] for i in range(len(images))]
+        return [readings[i] for i in range(len(readings))]
 
-    def log_probs(self, images: Sequence[Image]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """Yield the model's log_probs (T, N, C) batch by batch, each with its N images' places in the sequence.
+    def log_probs(self, images: Iterable[Image]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Yield the model's log_probs (T, N, C) batch by batch, each with its N images' places in the order given.
 
-        A batch holds images of one padded width.
+        Images (H, W, 3) are taken one at a time; a batch holds those of one padded width, and is yielded when
+        COLUMNS_AT_ONCE are reached or the images end. So memory holds less than one batch for each width.
 
         Raises:
             RecognizerError: the model's answer does not fit the vocabulary, or holds NaN.
         """
-        by_width: dict[int, list[int]] = defaultdict(list)
-        resized = [resize_to_height(image, self.height) for image in images]
-        for i, image in enumerate(resized):
-            by_width[padded_width(image.shape[1])].append(i)
-        for width, members in by_width.items():
-            size = max(1, COLUMNS_AT_ONCE // width)
-            for start in range(0, len(members), size):
-                batch = members[start : start + size]
-                yield batch, self._checked_log_probs(stack([resized[i] for i in batch]))
+        waiting: dict[int, dict[int, Image]] = defaultdict(dict)
+        for place, image in enumerate(images):
+            resized = resize_to_height(image, self.height)
+            width = padded_width(resized.shape[1])
+            waiting[width][place] = resized
+            if len(waiting[width]) >= COLUMNS_AT_ONCE // width:
+                batch = waiting.pop(width)
+                yield list(batch), self._checked_log_probs(stack(list(batch.values())))
+        for batch in waiting.values():
+            yield list(batch), self._checked_log_probs(stack(list(batch.values())))
 
     def _checked_log_probs(self, batch: Image) -> NDArray[np.float32]:
         log_probs = self.log_probs_of(batch)
@@ -141,6 +163,14 @@ class Recognizer:
             Reading(self.vocabulary.decode(text), float(confidence), shares)
             for text, confidence, shares in zip(labels, confidences, characters, strict=True)
         ]
+
+
+def _load_each(images: Sequence[ImageSource]) -> Iterator[Image]:
+    for place, image in enumerate(images):
+        try:
+            yield load_image(image)
+        except ImageError as error:
+            raise ImageError(f"image {place} (the first is image 0): {error}") from None
 
 
 def save_recognizer(folder: Path, model: bytes, vocabulary: Vocabulary, height: int) -> dict[str, str]:

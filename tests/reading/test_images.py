@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from captcha.reading import images
-from captcha.reading.images import ImageError, decode_image, image_format, resize_to_height, stack
+from captcha.reading.images import ImageError, decode_image, image_format, load_image, resize_to_height, stack
 
 # The oracle: Pillow writes and reads the same pictures.
 
@@ -418,6 +418,92 @@ def test_bad_files_leave_no_native_chatter_on_stderr(name: str, tmp_path: Path) 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_a_path_bytes_an_array_and_a_pil_image_give_the_same_image(tmp_path: Path) -> None:
+    data = FILES["png_rgba"]
+    path = tmp_path / "not what its name says.jpg"
+    path.write_bytes(data)
+    wanted = _on_white(RGBA)
+    for source in (path, str(path), data, wanted, RGBA):
+        assert np.array_equal(load_image(source), wanted)
+    with Image.open(path) as opened:
+        assert np.array_equal(load_image(opened), wanted)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
+def test_a_pil_image_of_any_mode_is_read_on_white(mode: str) -> None:
+    picture = (
+        RGBA.convert("P").convert("PA") if mode == "PA" else RGB.convert(mode) if mode == "HSV" else RGBA.convert(mode)
+    )
+    assert _difference(load_image(picture), _on_white(picture)) == 0
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B"])
+def test_a_pil_image_of_sixteen_bits_is_scaled(mode: str) -> None:
+    values = np.linspace(0, 65535, 97).astype(">u2" if mode == "I;16B" else "<u2")[None]
+    picture = Image.frombytes(mode, (97, 1), values.tobytes())
+    assert np.array_equal(load_image(picture)[0, :, 0], np.rint(values[0] / 257))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_pil_image_is_made_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    opened = Image.open(io.BytesIO(_saved(RGB, "PNG", exif=exif)))
+    assert np.array_equal(load_image(opened), np.asarray(ImageOps.exif_transpose(opened)))
+
+
+def test_the_file_of_a_bad_image_is_named(tmp_path: Path) -> None:
+    missing, text, folder = tmp_path / "missing.png", tmp_path / "text.png", tmp_path / "a\nb"
+    text.write_text("hello")
+    folder.mkdir()
+    for path, problem in (
+        (missing, f"{missing}: cannot be read: No such file or directory"),
+        (str(text), f"{text}: not an image: no PNG, JPEG, WebP, BMP or GIF"),
+        (folder, f"{str(folder)!r}: cannot be read: Is a directory"),
+        ("a\0b", r"'a\x00b': cannot be read: no file can have this name"),
+    ):
+        with pytest.raises(ImageError) as caught:
+            load_image(path)
+        assert str(caught.value) == problem
+
+
+@pytest.mark.parametrize(
+    ("source", "given"),
+    [
+        (np.zeros((30, 41), np.uint8), "an array (30, 41) of uint8"),
+        (np.zeros((2, 30, 41, 3), np.uint8), "an array (2, 30, 41, 3) of uint8"),
+        (np.zeros((30, 41, 4), np.uint8), "an array (30, 41, 4) of uint8"),
+        (np.zeros((0, 41, 3), np.uint8), "an array (0, 41, 3) of uint8"),
+        (np.zeros((30, 41, 3)), "an array (30, 41, 3) of float64"),
+        (None, "NoneType"),
+        (5, "int"),
+        ([b""], "list"),
+    ],
+)
+def test_what_is_no_image_source_is_refused_with_what_is_taken(source: Any, given: str) -> None:
+    taken = "a path, the bytes of an image file, an array (H, W, 3) of uint8, or a PIL image"
+    with pytest.raises(ImageError) as caught:
+        load_image(source)
+    assert str(caught.value) == f"{given} is given as an image, wanted: {taken}"
+
+
+def test_the_limits_hold_for_arrays_and_pil_images() -> None:
+    for pixels, limit in (
+        (Image.new("RGB", (5000, 2001)), "10 megapixels"),
+        (Image.new("RGB", (1001, 10)), "100 times"),
+    ):
+        for source in (pixels, np.asarray(pixels)):
+            with pytest.raises(ImageError, match=limit):
+                load_image(source)
+
+
+def test_a_pil_image_whose_file_is_damaged_is_refused_in_one_line() -> None:
+    with pytest.raises(ImageError, match=r"\Athe PIL image of mode RGB cannot be read: .*\Z"):
+        load_image(Image.open(io.BytesIO(FILES["bmp_rgb"][:1000])))
+    with pytest.raises(ImageError, match=r"\Athe PIL image of mode La cannot be read: .*\Z"):
+        load_image(Image.new("La", (4, 4)))
+
+
 Draw = Callable[..., NDArray[np.uint8]]
 
 
@@ -428,6 +514,12 @@ def test_resizing_keeps_the_aspect_ratio(draw: Draw) -> None:
 
 def test_resizing_leaves_at_least_one_column() -> None:
     assert resize_to_height(np.zeros((500, 1, 3), np.uint8), 32).shape == (32, 1, 3)
+
+
+@pytest.mark.parametrize("height", [16, 64, 128, 160, 250])
+def test_what_is_resized_may_be_given_again(height: int) -> None:
+    for shape in ((500, 5, 3), (100, 1, 3), (1, 100, 3), (7, 700, 3)):
+        load_image(resize_to_height(np.zeros(shape, np.uint8), height))
 
 
 def test_resizing_to_the_same_height_changes_nothing(draw: Draw) -> None:

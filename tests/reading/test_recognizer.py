@@ -1,6 +1,10 @@
 import hashlib
 import json
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,9 +12,12 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx.parser
+import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
+import captcha
+from captcha.reading.images import ImageError, ImageSource
 from captcha.reading.recognizer import COLUMNS_AT_ONCE, Recognizer, RecognizerError, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 
@@ -111,14 +118,89 @@ def test_batches_hold_one_width_and_a_bounded_number_of_columns() -> None:
         shapes.append(images.shape)
         return stripes_log_probs(images)
 
-    wide = np.full((HEIGHT, COLUMNS_AT_ONCE + 1, 3), 255, np.uint8)
-    images = [draw("a"), wide, *[draw("abc")] * (COLUMNS_AT_ONCE // 32 + 5), draw("b")]
-    readings = Recognizer(log_probs_of, VOCABULARY, HEIGHT).read(images)
+    height = COLUMNS_AT_ONCE // 64  # so that a width of more than one batch is no line of pixels
+    wide = np.full((height, COLUMNS_AT_ONCE + 1, 3), 255, np.uint8)
+    images = [draw("a", height), wide, *[draw("abc", height)] * (COLUMNS_AT_ONCE // 32 + 5), draw("b", height)]
+    readings = Recognizer(log_probs_of, VOCABULARY, height).read(images)
 
     assert [reading.text for reading in readings] == ["a", "", *["abc"] * (len(images) - 3), "b"]
     assert sum(count for count, *_ in shapes) == len(images)
     assert all(count == 1 or count * width <= COLUMNS_AT_ONCE for count, _, _, width in shapes)
     assert len(shapes) == 4  # "a" and "b" together, the wide one, "abc" in two
+
+
+def test_a_batch_is_read_before_more_images_are_taken() -> None:
+    taken = 0
+
+    def endless() -> Iterator[Image]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield draw("abc") if taken % 2 else draw("a")
+
+    batches = Recognizer(stripes_log_probs, VOCABULARY, HEIGHT).log_probs(endless())
+    size = COLUMNS_AT_ONCE // 32  # images "abc" are 28 columns wide
+    for count in (1, 2):  # batches of "abc"; one of "a" is as many columns in twice as many images
+        members, log_probs = next(batches)
+        assert members == list(range(2 * size * (count - 1), 2 * size * count, 2))
+        assert log_probs.shape[1] == size
+        assert taken == 2 * size * count - 1
+
+
+@pytest.mark.parametrize("widths", [[16] * 5, [16, 32, 16, 48, 32], list(range(1, 120, 7)) * 30])
+def test_batches_are_those_of_all_images_sorted_by_width(widths: list[int]) -> None:
+    images = [np.full((HEIGHT, width, 3), place % 256, np.uint8) for place, width in enumerate(widths)]
+    padded = [-(-width // 16) * 16 for width in widths]
+    wanted = []
+    for width in set(padded):
+        places = [place for place, other in enumerate(padded) if other == width]
+        size = COLUMNS_AT_ONCE // width
+        wanted += [places[start : start + size] for start in range(0, len(places), size)]
+
+    got = [members for members, _ in Recognizer(stripes_log_probs, VOCABULARY, HEIGHT).log_probs(iter(images))]
+
+    assert sorted(got) == sorted(wanted)
+
+
+def test_one_image_gives_one_reading_and_several_a_list(tmp_path: Path) -> None:
+    recognizer = Recognizer(stripes_log_probs, VOCABULARY, HEIGHT)
+    picture = PIL.Image.fromarray(draw("abc"))
+    path = tmp_path / "image.png"
+    picture.save(path)
+    sources: list[ImageSource] = [str(path), path, path.read_bytes(), draw("abc"), picture]
+
+    for source in sources:
+        assert recognizer.read(source).text == "abc"
+    assert [reading.text for reading in recognizer.read(sources)] == ["abc"] * 5
+    assert [reading.text for reading in recognizer.read((str(path),))] == ["abc"]
+
+
+def test_a_bad_image_is_named_by_its_place_and_file(tmp_path: Path) -> None:
+    recognizer = Recognizer(stripes_log_probs, VOCABULARY, HEIGHT)
+    missing = tmp_path / "missing.png"
+    problem = f"{missing}: cannot be read: No such file or directory"
+
+    with pytest.raises(ImageError) as alone:
+        recognizer.read(missing)
+    with pytest.raises(ImageError) as among_others:
+        recognizer.read([draw("a"), draw("b"), missing])
+
+    assert str(alone.value) == problem
+    assert str(among_others.value) == f"image 2 (the first is image 0): {problem}"
+
+
+@pytest.mark.parametrize("nothing", [None, 5, iter(())])
+def test_what_is_neither_an_image_nor_several_is_refused(nothing: Any) -> None:
+    with pytest.raises(ImageError, match="is given as an image, wanted: a path"):
+        Recognizer(stripes_log_probs, VOCABULARY, HEIGHT).read(nothing)
+
+
+def test_the_module_needs_none_of_what_training_and_tracking_need() -> None:
+    heavy = {"torch", "pandas", "mlflow", "pydantic", "matplotlib", "scipy", "onnx"}
+    script = f"import sys, captcha.reading.recognizer; print(sorted({heavy} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(captcha.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_no_images_give_no_readings() -> None:
@@ -161,9 +243,9 @@ def test_threads_may_share_a_recognizer(folder: Path) -> None:
 
 def test_an_unknown_decoder_is_refused() -> None:
     recognizer = Recognizer(stripes_log_probs, VOCABULARY, HEIGHT)
-    with pytest.raises(ValueError, match="unknown decoder 'best': use greedy or beam"):
-        recognizer.read([draw("a")], decoder="best")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="beam_width must be at least 1"):
+    with pytest.raises(RecognizerError, match="unknown decoder 'best': use greedy or beam"):
+        recognizer.read([draw("a")], decoder="best")  # type: ignore[call-overload]
+    with pytest.raises(RecognizerError, match="beam_width must be at least 1"):
         recognizer.read([draw("a")], decoder="beam", beam_width=0)
 
 
