@@ -2,7 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
 from statistics import NormalDist
+
+from rapidfuzz.distance import Levenshtein
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
@@ -31,15 +34,16 @@ def character_error_rate(predictions: Sequence[str], references: Sequence[str]) 
 
 def edit_distance(prediction: str, reference: str) -> int:
     """Return the fewest characters to put in, take out or replace to make one text of the other."""
-    return _edit_table(prediction, reference)[-1][-1]
+    return Levenshtein.distance(prediction, reference)
 
 
 def character_confusion(predictions: Sequence[str], references: Sequence[str]) -> Counter[tuple[str, str]]:
     """Return how often each reference character was read as which: counts of (reference, prediction).
 
     Correct ones are counted too. ("a", "") is an `a` that was not read, ("", "a") one that was read where there
-    is none. The texts are aligned by the fewest edits; of several such alignments the one that pairs characters
-    from the right counts, so the result is always the same.
+    is none. The texts are aligned by the fewest edits. Where several alignments need as few, RapidFuzz's counts,
+    which is always the same: what both texts begin with and end with is paired; between, from the right, a
+    character counts as not read wherever one of these alignments has it so.
 
     Raises:
         ValueError: if there are none, or not as many of one as of the other.
@@ -47,18 +51,11 @@ def character_confusion(predictions: Sequence[str], references: Sequence[str]) -
     _check(predictions, references)
     counts: Counter[tuple[str, str]] = Counter()
     for prediction, reference in zip(predictions, references, strict=True):
-        table = _edit_table(prediction, reference)
-        r, p = len(reference), len(prediction)
-        while r or p:
-            if r and p and table[r][p] == table[r - 1][p - 1] + (reference[r - 1] != prediction[p - 1]):
-                r, p = r - 1, p - 1
-                counts[reference[r], prediction[p]] += 1
-            elif r and table[r][p] == table[r - 1][p] + 1:
-                r -= 1
-                counts[reference[r], ""] += 1
-            else:
-                p -= 1
-                counts["", prediction[p]] += 1
+        for block in Levenshtein.opcodes(reference, prediction):
+            wanted = reference[block.src_start : block.src_end]
+            read = prediction[block.dest_start : block.dest_end]
+            # One side of a block is empty, or both are equally long.
+            counts.update(zip_longest(wanted, read, fillvalue=""))
     return counts
 
 
@@ -79,17 +76,6 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     margin = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
     # None and all are exact: rounding would put them a little off 0 and 1.
     return (0.0 if successes == 0 else centre - margin, 1.0 if successes == n else centre + margin)
-
-
-def _edit_table(prediction: str, reference: str) -> list[list[int]]:
-    """Return the edit distance of every beginning of the reference (rows) to every one of the prediction."""
-    table = [list(range(len(prediction) + 1))]
-    for r, wanted in enumerate(reference):
-        row = [r + 1]
-        for p, read in enumerate(prediction):
-            row.append(min(table[r][p] + (wanted != read), table[r][p + 1] + 1, row[p] + 1))
-        table.append(row)
-    return table
 
 
 def _check(predictions: Sequence[str], references: Sequence[str]) -> None:

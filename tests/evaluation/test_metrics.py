@@ -1,9 +1,9 @@
 from collections import Counter
+from functools import cache
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rapidfuzz.distance import Levenshtein
 from scipy.stats import binomtest
 
 from captcha.evaluation.metrics import (
@@ -18,9 +18,25 @@ TEXTS = st.text("abc", max_size=7)
 PAIRS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6)
 
 
+@cache
+def fewest_edits(a: str, b: str) -> int:
+    """The definition: what is left when the last characters are paired, or one of them is put in or taken out."""
+    if not a or not b:
+        return len(a) + len(b)
+    paired = fewest_edits(a[:-1], b[:-1]) + (a[-1] != b[-1])
+    return min(paired, fewest_edits(a[:-1], b) + 1, fewest_edits(a, b[:-1]) + 1)
+
+
 @given(TEXTS, TEXTS)
-def test_edit_distance_is_rapidfuzz_s(prediction: str, reference: str) -> None:
-    assert edit_distance(prediction, reference) == Levenshtein.distance(prediction, reference)
+def test_edit_distance_is_the_fewest_edits(prediction: str, reference: str) -> None:
+    assert edit_distance(prediction, reference) == fewest_edits(prediction, reference)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "edits"), [("kitten", "sitting", 3), ("", "中😀", 2), ("é", "e\u0301", 2), ("ab", "ba", 2)]
+)
+def test_edit_distance_counts_code_points(a: str, b: str, edits: int) -> None:
+    assert edit_distance(a, b) == edit_distance(b, a) == edits
 
 
 @given(PAIRS)
@@ -68,7 +84,7 @@ def test_confusions_account_for_every_character_with_the_fewest_edits(pairs: lis
     assert wanted == Counter("".join(references))
     assert read == Counter("".join(predictions))
     wrong = sum(count for (reference, prediction), count in confusion.items() if reference != prediction)
-    assert wrong == sum(Levenshtein.distance(p, r) for p, r in pairs)
+    assert wrong == sum(fewest_edits(p, r) for p, r in pairs)
 
 
 def test_confusions_tell_replaced_missing_and_extra_characters() -> None:
@@ -80,6 +96,15 @@ def test_confusions_tell_replaced_missing_and_extra_characters() -> None:
         ("b", "b"): 1,
         ("", "d"): 1,
     }
+
+
+def test_of_alignments_with_as_few_edits_always_the_same_counts() -> None:
+    # Two pairs of unequal characters would be two edits too, and so would "b" paired and "a" read too much.
+    assert character_confusion(["ba"], ["ab"]) == {("", "b"): 1, ("a", "a"): 1, ("b", ""): 1}
+    # The one edit too many could be either character of "bc"; the right one is paired.
+    assert character_confusion(["bc"], ["a"]) == {("", "b"): 1, ("a", "c"): 1}
+    # Which of two equal characters was not read does not show in the counts.
+    assert character_confusion(["xa"], ["xaa"]) == {("x", "x"): 1, ("a", "a"): 1, ("a", ""): 1}
 
 
 @pytest.mark.parametrize(
