@@ -1,4 +1,4 @@
-"""What a recognizer reads of labelled images, and the figures that follow."""
+"""What a recognizer reads of labelled images, and the metrics that follow."""
 
 import math
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Evaluation:
         """How many images are not read exactly."""
         return sum(p != r for p, r in zip(self.predictions, self.references, strict=True))
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return exact match with its 95 % Wilson interval, character error rate, count and mistakes."""
         count = len(self.samples)
         low, high = wilson_interval(count - self.wrong, count)
@@ -63,6 +63,8 @@ class Evaluation:
             "wrong": self.wrong,
         }
 
+    figures = metrics  # until its callers use the new name
+
     def with_repeats(self) -> "Evaluation":
         """Return the part whose labels have the same character twice in a row; its loss is not known (nan)."""
         kept = [i for i, text in enumerate(self.references) if any(a == b for a, b in pairwise(text))]
@@ -70,17 +72,17 @@ class Evaluation:
 
 
 def evaluate(recognizer: Recognizer, samples: Sequence[Sample]) -> Evaluation:
-    """Read every sample greedily, as the served model does by default."""
+    """Read every sample greedily, as the served model does by default; each image is taken when it is needed."""
     vocabulary = recognizer.vocabulary
     readings: dict[int, Reading] = {}
-    losses: list[float] = []
-    for members, log_probs in recognizer.log_probs([sample.image for sample in samples]):
+    losses: dict[int, float] = {}
+    for members, log_probs in recognizer.log_probs(sample.image for sample in samples):
         readings |= zip(members, recognizer.decode(log_probs), strict=True)
-        texts = [samples[i].text for i in members]
-        spelled = [n for n, text in enumerate(texts) if not vocabulary.missing(text)]
-        targets = [vocabulary.encode(texts[n]) for n in spelled]
-        losses += (-text_log_probability(log_probs[:, spelled], targets)).tolist()
-    finite = [loss for loss in losses if math.isfinite(loss)]
+        spelled = [n for n, i in enumerate(members) if not vocabulary.missing(samples[i].text)]
+        targets = [vocabulary.encode(samples[members[n]].text) for n in spelled]
+        log_probabilities = text_log_probability(log_probs[:, spelled], targets)
+        losses |= zip([members[n] for n in spelled], (-log_probabilities).tolist(), strict=True)
+    finite = [losses[i] for i in sorted(losses) if math.isfinite(losses[i])]
     loss = sum(finite) / len(finite) if finite else math.nan
     return Evaluation(samples, [readings[i] for i in range(len(samples))], loss)
 
@@ -91,11 +93,11 @@ def disagreement(first: Recognizer, second: Recognizer, samples: Sequence[Sample
     They agree when they read the same texts and no log-probability differs by more than LOG_PROBS_TOLERANCE: by
     itself down to -1, relative to it below, where single precision has no more digits.
     """
-    images = [sample.image for sample in samples]
     differing = 0
-    for (_, a), (_, b) in zip(first.log_probs(images), second.log_probs(images), strict=True):
+    batches = (engine.log_probs(sample.image for sample in samples) for engine in (first, second))
+    for (_, a), (_, b) in zip(*batches, strict=True):
         largest = float((np.abs(a - b) / np.maximum(1, np.abs(a))).max())
         if not largest <= LOG_PROBS_TOLERANCE:
             return f"log-probabilities differ by {largest:.2g}, more than {LOG_PROBS_TOLERANCE:g}"
         differing += sum(x.text != y.text for x, y in zip(first.decode(a), second.decode(b), strict=True))
-    return f"{differing} of {len(images)} texts differ" if differing else None
+    return f"{differing} of {len(samples)} texts differ" if differing else None

@@ -68,6 +68,16 @@ def test_the_loss_is_the_mean_over_the_labels_that_can_be_spelled_and_aligned() 
     assert evaluation.wrong == 3  # but they count as images
 
 
+def test_the_loss_does_not_depend_on_how_the_images_are_batched() -> None:
+    random = np.random.default_rng(0)
+    samples = [
+        sample(str(random.choice(["ab", "a", "b", ""])), int(random.choice(list(FRAMES))), 16 * int(width))
+        for width in random.integers(1, 5, 300)
+    ]
+    one_width = [sample(each.text, int(each.image.max())) for each in samples]
+    assert evaluate(recognizer(), samples).loss == evaluate(recognizer(), one_width).loss
+
+
 def test_the_loss_is_not_known_where_no_label_can_be_spelled() -> None:
     assert math.isnan(evaluate(recognizer(), [sample("x", 0)]).loss)
 
@@ -78,10 +88,10 @@ def made(pairs: Sequence[tuple[str, str]]) -> Evaluation:
     return Evaluation(samples, [Reading(read, 0.5, [0.5] * len(read)) for _, read in pairs], 1.0)
 
 
-def test_the_figures_have_the_names_and_the_interval_that_reports_use() -> None:
-    figures = made([("abc", "abc"), ("abd", "ab"), ("aab", "aab"), ("a", "xa")]).figures()
+def test_the_metrics_have_the_names_and_the_interval_that_reports_use() -> None:
+    metrics = made([("abc", "abc"), ("abd", "ab"), ("aab", "aab"), ("a", "xa")]).metrics()
     low, high = wilson_interval(2, 4)
-    assert figures == {
+    assert metrics == {
         "exact_match": 0.5,
         "exact_match_low": low,
         "exact_match_high": high,
