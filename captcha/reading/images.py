@@ -6,7 +6,6 @@ import os
 import re
 import struct
 import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def load_image(source: ImageSource) -> Image:
         return source
     given = f"an array {source.shape} of {source.dtype}" if is_array else type(source).__name__
     raise ImageError(
-        f"{given} is given as an image, wanted: a path, the bytes of an image file, "
+        f"{given} is no image that can be read: give a path, the bytes of an image file, "
         "an array (H, W, 3) of uint8, or a PIL image"
     )
 
@@ -254,15 +253,16 @@ class _PngReader(PngImageFile):
 
 def _jpeg(data: bytes) -> bytes:
     """Return the first picture up to its end, without which Pillow would read it too."""
-    position, segments = 2, Counter[int]()
+    position, segments, scans = 2, 0, 0
     while found := _MARKER.search(data, position):  # segments: 0xFF, marker, length, that many bytes less two
         marker = found.group()[-1]
         if marker == 0xD9:
             return data[: found.end()]
-        segments[marker] += 1
-        if segments[0xDA] > MAX_SCANS:
+        segments += 1
+        scans += marker == 0xDA
+        if scans > MAX_SCANS:
             raise ImageError(f"the JPEG image has more than {MAX_SCANS} scans")
-        if segments.total() > MAX_SEGMENTS:
+        if segments > MAX_SEGMENTS:
             raise ImageError(f"the JPEG image has more than {MAX_SEGMENTS} segments")
         position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
     raise ImageError("the image is truncated")

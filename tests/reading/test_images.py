@@ -481,10 +481,10 @@ def test_the_file_of_a_bad_image_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_image_source_is_refused_with_what_is_taken(source: Any, given: str) -> None:
-    taken = "a path, the bytes of an image file, an array (H, W, 3) of uint8, or a PIL image"
+    taken = "give a path, the bytes of an image file, an array (H, W, 3) of uint8, or a PIL image"
     with pytest.raises(ImageError) as caught:
         load_image(source)
-    assert str(caught.value) == f"{given} is given as an image, wanted: {taken}"
+    assert str(caught.value) == f"{given} is no image that can be read: {taken}"
 
 
 def test_the_limits_hold_for_arrays_and_pil_images() -> None:

@@ -191,7 +191,7 @@ def test_a_bad_image_is_named_by_its_place_and_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("nothing", [None, 5, iter(())])
 def test_what_is_neither_an_image_nor_several_is_refused(nothing: Any) -> None:
-    with pytest.raises(ImageError, match="is given as an image, wanted: a path"):
+    with pytest.raises(ImageError, match="is no image that can be read: give a path"):
         Recognizer(stripes_log_probs, VOCABULARY, HEIGHT).read(nothing)
 
 

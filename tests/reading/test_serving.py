@@ -56,6 +56,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         patch.chdir(folder)
+        patch.setattr(sys, "path", [*sys.path])  # MLflow puts a loaded model's code first, for other tests' workers too
         yield folder
 
 
