@@ -165,7 +165,7 @@ def predict(
 
     Prints file, text and confidence (0 to 1), separated by tabs; ends with 1 where a file could not be read.
     """
-    from captcha.data.samples import images_in
+    from captcha.data.folders import images_in
     from captcha.jobs import train as experiment
 
     files = [image for file in files for image in (images_in(file) if file.is_dir() else [file])]
@@ -210,7 +210,8 @@ def check(
 
     Ends with 1 where an error stands in the way of training.
     """
-    from captcha.data.samples import format_facts, format_problems, read_samples
+    from captcha.data.folders import read_samples
+    from captcha.data.problems import format_facts, format_problems
     from captcha.reading.images import FRAME_STRIDE
     from captcha.reading.vocabulary import Vocabulary
 

@@ -1,17 +1,199 @@
-"""A labelled folder on disk: images named by their text, or numbered beside a labels.csv."""
+"""A labelled folder, read: images named by their label or listed in a labels.csv, and all that is wrong with them."""
 
 import csv
+import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from filecmp import cmp
+from pathlib import Path, PurePath
 
 import cv2
 
-from captcha.data.samples import LABELS_FILE
-from captcha.reading.images import Image
+from captcha.data.problems import Decoded, Facts, Problem, copies, facts_of, label_problems
+from captcha.data.samples import DataError, Sample, pixel_digest
+from captcha.reading.images import MAX_BYTES, Image, ImageError, decode_image, image_format, resize_to_height
+from captcha.reading.vocabulary import Vocabulary
 
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif"})
+LABELS_FILE = "labels.csv"
 NAME = r"[\w-]{1,60}"  # texts that every file system takes as a name
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images of a folder's top level in the order of their names, without hidden ones."""
+    return [path for path in sorted(folder.iterdir()) if _is_image(path)]
+
+
+def read_samples(
+    folder: Path,
+    height: int,
+    vocabulary: Vocabulary | None = None,
+    frame_stride: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[list[Sample], list[Problem], Facts]:
+    """Return the samples of a folder without those that have a problem, all its problems, and its facts.
+
+    Images are named by their label (`2b827.png`), or by a `labels.csv` with the columns file,label, which
+    then decides alone. Samples are in the order of their names.
+
+    Args:
+        folder: where the images lie; without labels.csv its top level only is read.
+        height: pixels that every image is resized to.
+        vocabulary: characters a label may hold; None allows all.
+        frame_stride: image columns for one of the model's frames; None leaves lengths unchecked.
+        progress: called with (images read, images in all) after each image.
+
+    Raises:
+        DataError: if there is no such folder, or it holds no images, or its labels.csv cannot be read.
+    """
+    folder = Path(folder)
+    _refuse_unreadable(folder)
+    problems: list[Problem] = []
+    texts = _listed_texts(folder, problems) if (folder / LABELS_FILE).is_file() else _named_texts(folder, problems)
+    decoded = _decode_all(folder, list(texts), height, problems, progress)
+
+    for name, text in texts.items():
+        width = decoded[name].image.shape[1] if name in decoded else None
+        problems += label_problems(name, text, width, vocabulary, frame_stride)
+    problems += copies({name: texts[name] for name in decoded}, decoded)
+
+    left_out = {problem.file for problem in problems}
+    samples = [Sample(n, texts[n], d.image, d.digest) for n, d in decoded.items() if n not in left_out]
+    return samples, sorted(problems, key=lambda p: (not p.fatal, p.kind, p.file)), facts_of(texts, decoded)
+
+
+def read_images(
+    folder: Path, height: int, progress: Callable[[int, int], object] | None = None
+) -> tuple[list[Sample], list[Problem]]:
+    """Return the images of a folder's top level as samples without a text, and those that cannot be read or are copies.
+
+    No file name and no labels.csv is taken for a label.
+
+    Raises:
+        DataError: if there is no such folder, or it holds no images.
+    """
+    _refuse_unreadable(folder)
+    problems: list[Problem] = []
+    texts = dict.fromkeys(_named_texts(folder, problems), "")
+    decoded = _decode_all(folder, list(texts), height, problems, progress)
+    problems += copies({name: "" for name in decoded}, decoded)
+    left_out = {problem.file for problem in problems}
+    return [Sample(n, "", d.image, d.digest) for n, d in decoded.items() if n not in left_out], problems
+
+
+def _decode_all(
+    folder: Path,
+    names: Sequence[str],
+    height: int,
+    problems: list[Problem],
+    progress: Callable[[int, int], object] | None,
+) -> dict[str, Decoded]:
+    """Return the readable images by name, noting the others."""
+    decoded: dict[str, Decoded] = {}
+    with ThreadPoolExecutor() as pool:  # OpenCV lets other threads run while it decodes
+        results = pool.map(lambda name: _decode(folder / name, height), names)
+        for done, (name, result) in enumerate(zip(names, results, strict=True), start=1):
+            if isinstance(result, str):
+                problems.append(Problem(name, "unreadable image", result, fatal=True))
+            else:
+                decoded[name] = result
+            if progress:
+                progress(done, len(names))
+    return decoded
+
+
+def _decode(path: Path, height: int) -> Decoded | str:
+    """Return the decoded image, or what is wrong with it."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        image = decode_image(data)
+    except ImageError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    rows, columns = image.shape[:2]
+    resized = resize_to_height(image, height)
+    return Decoded(resized, pixel_digest(image), (columns, rows), image_format(data))
+
+
+def _refuse_unreadable(folder: Path) -> None:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"{folder}: you may not read this folder")
+
+
+def _named_texts(folder: Path, problems: list[Problem]) -> dict[str, str]:
+    """Return the label of each image by its file name, noting sub-folders that are left out."""
+    files = {path.name: path for path in images_in(folder)}
+    nested: dict[Path, list[Path]] = {}
+    for path in _images_below(folder):
+        if path.parent != folder:
+            nested.setdefault(path.parent, []).append(path)
+    if not files:
+        hints = [f"{sub.relative_to(folder).as_posix()} has {len(images)}" for sub, images in nested.items()]
+        hint = f"; give one of its sub-folders: {', '.join(hints[:5])}" if hints else ""
+        raise DataError(f"{folder}: no images in this folder{hint}")
+    for sub, images in nested.items():
+        copies = sum(path.name in files and cmp(path, files[path.name], shallow=False) for path in images)
+        kind, message = "sub-folder", f"not read, images in it: {len(images)}; a {LABELS_FILE} could name them"
+        if 2 * copies > len(images):
+            kind, message = "nested copy", f"a copy of this folder, not read; the same images: {copies}"
+        problems.append(Problem(f"{sub.relative_to(folder).as_posix()}/", kind, message, fatal=False))
+    return {name: unicodedata.normalize("NFC", path.stem) for name, path in files.items()}
+
+
+def _listed_texts(folder: Path, problems: list[Problem]) -> dict[str, str]:
+    """Return the label of each image in labels.csv, noting rows that lead nowhere and images without a row."""
+    table = folder / LABELS_FILE
+    texts: dict[str, str] = {}
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            rows = csv.DictReader(stream, skipinitialspace=True, strict=True)
+            if not {"file", "label"} <= set(rows.fieldnames or ()):
+                raise DataError(f"{table}: needs the columns file,label; its first line is {rows.fieldnames}")
+            for row in rows:
+                _add_row(folder, f"{LABELS_FILE}, line {rows.line_num}", row, texts, problems)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: cannot be read: {error}") from error
+    if not texts:
+        raise DataError(f"{table}: names no image in this folder")
+    unlisted = [name for path in _images_below(folder) if (name := path.relative_to(folder).as_posix()) not in texts]
+    if unlisted:
+        message = f"images without a row, not read: {len(unlisted)}, the first {unlisted[0]}"
+        problems.append(Problem(LABELS_FILE, "images without a row", message, fatal=False))
+    return dict(sorted(texts.items()))
+
+
+def _add_row(folder: Path, where: str, row: dict[str, str], texts: dict[str, str], problems: list[Problem]) -> None:
+    file, text = row["file"] or "", unicodedata.normalize("NFC", row["label"] or "")
+    path = PurePath(os.path.normpath(file))
+    name = path.as_posix()
+    if not file:
+        problems.append(Problem(where, "row without a file", "names no file", fatal=True))
+    elif path.is_absolute() or path.parts[:1] == ("..",):
+        problems.append(Problem(where, "path outside", f"{file!r} lies outside the folder", fatal=True))
+    elif name in texts:
+        message = f"{file!r} has a row already, with the label {texts[name]!r}; here it has {text!r}"
+        problems.append(Problem(where, "file listed twice", message, fatal=True))
+    elif not (folder / path).is_file():
+        problems.append(Problem(where, "missing file", f"{file!r} is not there", fatal=True))
+    else:
+        texts[name] = text
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Return the images of a folder and of all its sub-folders, without hidden ones."""
+    paths = sorted(folder.rglob("*"))
+    return [p for p in paths if _is_image(p) and not any(part.startswith(".") for part in p.relative_to(folder).parts)]
 
 
 def refuse_existing(folder: Path) -> None:

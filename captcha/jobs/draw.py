@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from captcha.data.folders import encode_png, refuse_existing, write_folder
-from captcha.data.samples import DataError, images_in
+from captcha.data.folders import encode_png, images_in, refuse_existing, write_folder
+from captcha.data.samples import DataError
 from captcha.drawing.fonts import default_fonts, fonts_below, fonts_for
 from captcha.drawing.rendering import draw_one
 from captcha.drawing.sheet import SHEET_IMAGES, make_sheet

@@ -22,6 +22,8 @@ from safetensors.torch import load, save_file
 from tqdm import tqdm
 
 from captcha.data import samples as data
+from captcha.data.folders import read_images, read_samples
+from captcha.data.problems import Problem, format_problems, leaks
 from captcha.data.samples import DataError, Sample, Split
 from captcha.drawing.fonts import default_fonts, fonts_for
 from captcha.drawing.styles import StyleError, load_style
@@ -316,7 +318,7 @@ def load_split(config: TrainConfig, echo: Echo) -> Split:
         validation or parts.validation,
         test or parts.test,
     )
-    _refuse(data.leaks(split.train, [*split.validation, *split.test]), echo)
+    _refuse(leaks(split.train, [*split.validation, *split.test]), echo)
     return split
 
 
@@ -353,17 +355,17 @@ def read_folder(
             bar.update(done - bar.n)
 
         if labelled:
-            samples, problems, _ = data.read_samples(Path(folder), height, vocabulary, FRAME_STRIDE, progress)
+            samples, problems, _ = read_samples(Path(folder), height, vocabulary, FRAME_STRIDE, progress)
         else:
-            samples, problems = data.read_images(Path(folder), height, progress)
+            samples, problems = read_images(Path(folder), height, progress)
     _refuse(problems, echo)
     return samples
 
 
-def _refuse(problems: Sequence[data.Problem], echo: Echo) -> None:
+def _refuse(problems: Sequence[Problem], echo: Echo) -> None:
     """Echo all problems; raise where one is fatal."""
     if problems:
-        echo(data.format_problems(problems))
+        echo(format_problems(problems))
     fatal = sum(problem.fatal for problem in problems)
     if fatal:
         raise DataError(f"{fatal} {'problem' if fatal == 1 else 'problems'} in the data, see above")

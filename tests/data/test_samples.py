@@ -11,17 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from captcha.data.samples import (
-    DataError,
-    Problem,
-    Sample,
-    digest,
-    format_facts,
-    format_problems,
-    leaks,
-    read_samples,
-    split,
-)
+from captcha.data.folders import read_samples
+from captcha.data.problems import Problem, format_facts, format_problems, leaks
+from captcha.data.samples import DataError, Sample, digest, split
 from captcha.reading.vocabulary import Vocabulary
 
 Write = Callable[..., Path]

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from captcha.data import samples as data
+from captcha.data.folders import read_images, read_samples
 from captcha.data.samples import DataError, Sample, Split
 from captcha.jobs import adapt as adaptation
 from captcha.jobs import train as experiment
@@ -44,7 +45,7 @@ def folder(tracking: Path, draw_digits: Callable[[Path, int], Path]) -> Path:
 def model(folder: Path) -> str:
     """URI of a run with the weights of a model that has learned nothing yet."""
     asked = TrainConfig(data=str(folder), backbone="compact", height=HEIGHT)
-    samples, _, _ = data.read_samples(folder, HEIGHT)
+    samples, _, _ = read_samples(folder, HEIGHT)
     split = data.split(samples, 0)
     with tracked_run("the model to begin with") as run:
         experiment.log_inputs(asked, split, Vocabulary("0123456789"))
@@ -147,7 +148,7 @@ def test_it_ends_with_the_first_round_that_makes_no_more_images_sure_and_keeps_t
 
     held_out = {s.digest for s in learned[0].validation}
     assert 0 < len(held_out) < 20
-    samples, _, _ = data.read_samples(folder, HEIGHT)
+    samples, _, _ = read_samples(folder, HEIGHT)
     sure = [{s.digest for s in samples[:30]}, {s.digest for s in samples[:50]}]
     assert [{s.digest for s in split.train} for split in learned] == [part - held_out for part in sure]
     assert all({s.digest for s in split.validation} == held_out for split in learned)
@@ -192,7 +193,7 @@ def test_labels_are_reported_by_and_never_learned_from(
     assert {row[0] for row in table["data"]} == set("0123456789")
     assert sum(row[1] for row in table["data"]) == 120
     # The test part are the images held out, with their labels; an untrained model reads none of them.
-    held_out = sum(data.share(0, s.digest) < adaptation.HELD_OUT for s in data.read_samples(swapped, HEIGHT)[0])
+    held_out = sum(data.share(0, s.digest) < adaptation.HELD_OUT for s in read_samples(swapped, HEIGHT)[0])
     assert outcome.figures["n"] == held_out
     assert outcome.figures["exact_match"] == 0
     assert sum(row[2] for row in table["data"]) == 2 * (60 - held_out)
@@ -204,7 +205,7 @@ def test_a_model_that_is_never_sure_is_told_apart_from_one_that_learns_nothing(f
 
 
 def test_too_few_images_to_hold_one_out_are_refused(folder: Path, model: str, tmp_path: Path) -> None:
-    samples, _, _ = data.read_samples(folder, HEIGHT)
+    samples, _, _ = read_samples(folder, HEIGHT)
     kept = next(s for s in samples if data.share(0, s.digest) >= adaptation.HELD_OUT)
     shutil.copy(folder / kept.name, tmp_path)
     with pytest.raises(AdaptationError, match="1 images are too few, none of them is held out; add some"):
@@ -224,6 +225,6 @@ def test_images_are_read_without_their_names_being_labels(folder: Path, tmp_path
     for name in ("a", "b", "c"):
         shutil.copy(folder / f"{'11' if name == 'b' else '12'}.png", tmp_path / f"{name}.png")
     (tmp_path / "labels.csv").write_text("file,label\na.png,12\n")
-    samples, problems = data.read_images(tmp_path, HEIGHT)
+    samples, problems = read_images(tmp_path, HEIGHT)
     assert [(s.name, s.text) for s in samples] == [("a.png", ""), ("b.png", "")]
     assert [str(problem) for problem in problems] == ["c.png: the same picture as a.png, left out"]

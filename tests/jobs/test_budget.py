@@ -9,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from captcha.data import samples as data
+from captcha.data.folders import read_samples
 from captcha.data.samples import DataError, Sample, Split
 from captcha.evaluation.metrics import wilson_interval
 from captcha.evaluation.results import Evaluation
@@ -121,7 +122,7 @@ def rows(folder: Path, lines: list[str]) -> list[BudgetRow]:
 def test_every_number_of_labels_is_measured_with_each_seed_with_drawn_images_and_without(
     rows: list[BudgetRow], folder: Path
 ) -> None:
-    samples, _, _ = data.read_samples(folder, 64)
+    samples, _, _ = read_samples(folder, 64)
     splits = [data.split(samples, seed) for seed in (0, 1)]
     everything = min(len(split.train) + len(split.validation) for split in splits)
     wanted = [(0, WITH_DRAWN), *((n, arm) for n in (10, everything) for arm in (ALONE, WITH_DRAWN))]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from captcha.data import samples as data
+from captcha.data.folders import read_samples
 from captcha.data.samples import DataError, Sample, Split
 from captcha.drawing.styles import StyleError
 from captcha.evaluation.results import Evaluation, disagreement, evaluate
@@ -124,7 +125,7 @@ def test_the_settings_and_what_follows_from_them_are_params(trained: Trained, fo
     params = trained.run.data.params
     for name, value in trained.config.model_dump().items():
         assert params[name] == ("none" if value is None else str(value)), name
-    samples, _, _ = data.read_samples(folder, HEIGHT)
+    samples, _, _ = read_samples(folder, HEIGHT)
     split = data.split(samples, trained.config.seed)
     for side in ("train", "validation", "test"):
         members = getattr(split, side)
@@ -214,7 +215,7 @@ def test_tags_tell_the_backbone_the_data_and_the_files_of_the_model(trained: Tra
 def test_the_weights_can_be_trained_on_and_are_those_of_the_registered_model(trained: Trained, folder: Path) -> None:
     model = Crnn("compact", 11, HEIGHT)
     model.load_state_dict(load_file(trained.artifacts / "weights" / "model.safetensors"), strict=True)
-    samples, _, _ = data.read_samples(folder, HEIGHT)
+    samples, _, _ = read_samples(folder, HEIGHT)
     engine = torch_recognizer(model, Vocabulary("0123456789"), HEIGHT)
     assert disagreement(engine, load_recognizer("models:/two-digits@champion"), samples) is None
 

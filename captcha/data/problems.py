@@ -1,0 +1,156 @@
+"""What is wrong with labelled files, and what a person wants to know of them."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median_low
+
+from captcha.data.samples import Sample
+from captcha.reading.ctc import frames_needed
+from captcha.reading.images import Image, padded_width
+from captcha.reading.vocabulary import Vocabulary
+
+PROBLEMS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one file. Fatal: no training before it is mended."""
+
+    file: str
+    kind: str
+    message: str
+    fatal: bool
+
+    def __str__(self) -> str:
+        """Return the one line to print."""
+        return f"{self.file if self.file.isprintable() else repr(self.file)}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a person wants to know of a folder's readable images. Sizes are (width, height) in pixels."""
+
+    images: int
+    texts: int  # different ones
+    sizes: Counter[tuple[int, int]]
+    formats: Counter[str]
+    lengths: Counter[int]
+    characters: Counter[str]
+    with_repeats: int  # images whose text has the same character twice in a row
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A readable image, resized, and what its file says of it."""
+
+    image: Image
+    digest: str
+    size: tuple[int, int]
+    format: str
+
+
+def facts_of(texts: dict[str, str], decoded: dict[str, Decoded]) -> Facts:
+    """Return the facts of the readable images."""
+    read = [texts[name] for name in decoded]
+    return Facts(
+        images=len(read),
+        texts=len(set(read)),
+        sizes=Counter(d.size for d in decoded.values()),
+        formats=Counter(d.format for d in decoded.values()),
+        lengths=Counter(map(len, read)),
+        characters=Counter("".join(read)),
+        with_repeats=sum(any(a == b for a, b in pairwise(text)) for text in read),
+    )
+
+
+def label_problems(
+    name: str, text: str, width: int | None, vocabulary: Vocabulary | None, frame_stride: int | None
+) -> list[Problem]:
+    """Return what is wrong with the label of an image of this width once resized; None where it is not readable."""
+    if not text.strip():
+        return [Problem(name, "empty label", "the label is empty", fatal=True)]
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        return [
+            Problem(name, "no text", f"the label {text!r} holds control characters or undecodable bytes", fatal=True)
+        ]
+    problems = []
+    if vocabulary and (missing := vocabulary.missing(text)):
+        message = f"the label {text!r} has characters outside the vocabulary: {missing!r}"
+        problems.append(Problem(name, "outside the vocabulary", message, fatal=True))
+    if frame_stride and width:
+        frames = padded_width(width) // frame_stride
+        if (needed := frames_needed([ord(character) for character in text])) > frames:
+            message = f"the label {text!r} needs {needed} frames, the image's width gives {frames}"
+            problems.append(Problem(name, "label too long", message, fatal=True))
+    return problems
+
+
+def copies(texts: dict[str, str], decoded: dict[str, Decoded]) -> list[Problem]:
+    """Return a problem for each image whose pixels stand under an earlier name: fatal if the texts differ."""
+    problems = []
+    first: dict[str, str] = {}
+    for name, text in texts.items():
+        original = first.setdefault(decoded[name].digest, name)
+        if original == name:
+            continue
+        if texts[original] == text:
+            message = f"the same picture as {original}, left out"
+            problems.append(Problem(name, "copy", message, fatal=False))
+        else:
+            message = f"the same picture as {original}, but labelled {text!r} here and {texts[original]!r} there"
+            problems.append(Problem(name, "contradicting labels", message, fatal=True))
+    return problems
+
+
+def leaks(train: Iterable[Sample], held_back: Iterable[Sample]) -> list[Problem]:
+    """Return a fatal problem for each sample held back (a fixed validation or test set) whose pixels are trained on."""
+    trained_on = {sample.digest: sample.name for sample in train}
+    pairs = [(s.name, trained_on[s.digest]) for s in held_back if s.digest in trained_on]
+    return [
+        Problem(name, "leak", f"the same picture as {twin} of the training data", fatal=True) for name, twin in pairs
+    ]
+
+
+def format_problems(problems: Sequence[Problem], shown: int = PROBLEMS_SHOWN) -> str:
+    """Return one line per problem, those of one kind together, errors first; of many the first, and a count."""
+    lines: list[str] = []
+    for fatal in (True, False):
+        of_kind: dict[str, list[Problem]] = {}
+        for problem in problems:
+            if problem.fatal == fatal:
+                of_kind.setdefault(problem.kind, []).append(problem)
+        for kind, members in of_kind.items():
+            lines += [f"{'error' if fatal else 'warning'}: {problem}" for problem in members[:shown]]
+            if len(members) > shown:
+                lines.append(f"{'error' if fatal else 'warning'}: … and {len(members) - shown} more: {kind}")
+    return "\n".join(lines)
+
+
+def format_facts(facts: Facts) -> str:
+    """Return the facts as a short table for the terminal."""
+    if not facts.images:
+        return "images      none readable"
+    widths, heights = zip(*facts.sizes.elements(), strict=True)
+    size = "always" if len(facts.sizes) == 1 else f"{len(facts.sizes)} different ones; median"
+    size += f" {median_low(widths)} x {median_low(heights)} pixels"
+    if len(facts.sizes) > 1:
+        size += f", widths {min(widths)} to {max(widths)}, heights {min(heights)} to {max(heights)}"
+    rows = [
+        ("images", f"{facts.images} with {facts.texts} different labels"),
+        ("formats", ", ".join(f"{name} {count}" for name, count in facts.formats.most_common())),
+        ("sizes", size),
+        ("lengths", ", ".join(f"{length} characters {count}" for length, count in sorted(facts.lengths.items()))),
+        ("repeats", f"{facts.with_repeats / facts.images:.1%} of labels have a character twice in a row"),
+        ("characters", f"{len(facts.characters)}, from the most to the least frequent"),
+    ]
+    counts = facts.characters.most_common()
+    cells = [f"{_visible(character):>4} {count:<6}" for character, count in counts]
+    rows += [("", "".join(cells[start : start + 8]).rstrip()) for start in range(0, len(cells), 8)]
+    return "\n".join(f"{name:<12}{text}" for name, text in rows)
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() and not character.isspace() else repr(character)
