@@ -26,8 +26,9 @@ from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import AdaptConfig, TrainConfig
 from captcha.tracking import registry
 from captcha.tracking.registry import TrainedModel, tracked_run
-from captcha.training.loop import torch_recognizer
-from captcha.training.model import Crnn, Start, go_on_from
+from captcha.training.checkpoint import Start, go_on_from
+from captcha.training.export import torch_recognizer
+from captcha.training.model import Crnn
 
 HELD_OUT = 0.1
 """Share of the images that no round learns from."""

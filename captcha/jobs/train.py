@@ -39,16 +39,10 @@ from captcha.settings import CHAMPION, TrainConfig, project_root
 from captcha.tracking import registry
 from captcha.tracking.registry import LOGGED_MODEL, WEIGHTS_FILE, WEIGHTS_FOLDER, TrainedModel, tracked_run
 from captcha.training.batches import DrawnSamples, endless_batches
-from captcha.training.loop import (
-    EpochResult,
-    TrainingError,
-    choose_device,
-    diagnosis,
-    shuffled_batches,
-    torch_recognizer,
-    train_epochs,
-)
-from captcha.training.model import Crnn, Start, to_onnx
+from captcha.training.checkpoint import Start
+from captcha.training.export import to_onnx, torch_recognizer
+from captcha.training.loop import EpochResult, TrainingError, choose_device, diagnosis, shuffled_batches, train_epochs
+from captcha.training.model import Crnn
 
 DRAWN_IMAGES = 2500
 """How many images `draw:STYLE` draws and splits: validation, test, and an epoch's worth, which training goes beyond."""

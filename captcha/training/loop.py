@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -18,11 +16,12 @@ from captcha.data.samples import Sample, Split
 from captcha.evaluation.metrics import wilson_interval
 from captcha.evaluation.results import Evaluation, evaluate
 from captcha.reading.images import stack
-from captcha.reading.recognizer import Recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import TrainConfig
 from captcha.training.augmentation import augment
-from captcha.training.model import Crnn, Start, go_on_from
+from captcha.training.checkpoint import Start, go_on_from
+from captcha.training.export import torch_recognizer
+from captcha.training.model import Crnn
 
 EPOCH_IMAGES = 500
 """Images in an epoch at the least: a smaller folder is gone through several times, changed anew each time."""
@@ -70,19 +69,6 @@ def choose_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def torch_recognizer(model: Crnn, vocabulary: Vocabulary, height: int) -> Recognizer:
-    """Return a recognizer whose engine is PyTorch, in single precision, on the model's device."""
-    device = next(model.parameters()).device
-
-    def log_probs_of(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        model.eval()
-        with torch.inference_mode():
-            log_probs: NDArray[np.float32] = model(torch.from_numpy(images).to(device)).cpu().numpy()
-        return log_probs
-
-    return Recognizer(log_probs_of, vocabulary, height)
 
 
 def train_epochs(

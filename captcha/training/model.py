@@ -1,11 +1,6 @@
 """The CRNN: convolutional features → GRU ×2 → log_probs (T, N, C)."""
 
-import copy
 import math
-import tempfile
-import warnings
-from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -14,8 +9,7 @@ from torch.nn import functional as F
 from torchvision.models import ResNet18_Weights, resnet18
 
 from captcha import CaptchaError
-from captcha.reading.images import FRAME_STRIDE
-from captcha.reading.vocabulary import BLANK, Vocabulary
+from captcha.reading.vocabulary import BLANK
 from captcha.settings import Backbone
 
 HIDDEN = 128
@@ -33,10 +27,6 @@ LOGIT_LIMIT = 15.0
 
 class PretrainedError(CaptchaError):
     """Pretrained weights that cannot be had; one line that says why and what to do."""
-
-
-class StartError(CaptchaError):
-    """Weights that a training cannot go on from; one line that says why and what to do."""
 
 
 class ResidualBlock(nn.Module):
@@ -165,65 +155,3 @@ class Crnn(nn.Module):
                 taken = GRU_SHARE
             logits = (local_logits + taken * logits).float()
             return F.log_softmax(LOGIT_LIMIT * torch.tanh(logits / LOGIT_LIMIT), dim=2)
-
-
-@dataclass(frozen=True)
-class Start:
-    """A trained model's weights and the characters that its classes stand for."""
-
-    weights: dict[str, Tensor]
-    vocabulary: Vocabulary
-
-
-HEAD_AXES = {"head.weight": 1, "head.bias": 0, "local_head.weight": 0, "local_head.bias": 0}
-"""The tensors that have a part for each class, and the axis along which the classes stand."""
-
-
-def go_on_from(start: Start, model: Crnn, vocabulary: Vocabulary) -> None:
-    """Give the model, whose classes are of `vocabulary`, the weights of the start, character by character.
-
-    The classes of the blank and of characters known to the start are copied wherever they stand; those of new
-    characters stay as they are.
-
-    Raises:
-        StartError: the weights are not those of such a model.
-    """
-    known = [c for c in vocabulary.characters if c in start.vocabulary.characters]
-    here = torch.tensor([BLANK, *vocabulary.encode("".join(known))])
-    there = torch.tensor([BLANK, *start.vocabulary.encode("".join(known))])
-    weights, fresh = dict(start.weights), model.state_dict()
-    try:
-        for name, axis in HEAD_AXES.items():
-            if weights[name].shape[axis] != start.vocabulary.classes:
-                raise ValueError(f"{name} has {weights[name].shape[axis]} classes, not {start.vocabulary.classes}")
-            weights[name] = fresh[name].index_copy(axis, here, weights[name].index_select(axis, there))
-        model.load_state_dict(weights)
-    except (KeyError, ValueError, RuntimeError) as error:  # how torch tells of names and shapes that do not fit
-        reason = " ".join(str(error).split())
-        raise StartError(
-            f"the weights to go on from do not fit this model, another version may have trained them: {reason:.200}; "
-            "train without --init"
-        ) from None
-
-
-def to_onnx(model: Crnn, height: int) -> bytes:
-    """Return the model as an ONNX graph: uint8 `images` (N, 3, height, W) → float32 `log_probs` (T, N, C).
-
-    N and W are free. The exporter is TorchScript's: the newer one unrolls the GRU over a fixed T.
-    """
-    twin = copy.deepcopy(model).cpu().eval()
-    example = torch.zeros((1, 3, height, 16 * FRAME_STRIDE), dtype=torch.uint8)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the pinned version still brings it
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]  # about the GRU's checks of its input
-        warnings.simplefilter("ignore", UserWarning)  # about batches other than 1: the graph takes them, a test says so
-        torch.onnx.export(
-            twin,
-            (example,),
-            f"{folder}/model.onnx",
-            input_names=["images"],
-            output_names=["log_probs"],
-            dynamic_axes={"images": {0: "N", 3: "W"}, "log_probs": {0: "T", 1: "N"}},
-            dynamo=False,
-        )
-        return Path(folder, "model.onnx").read_bytes()

@@ -35,8 +35,9 @@ from captcha.settings import TrainConfig
 from captcha.tracking.registry import RegistryError, TrainedModel, load_recognizer, load_trained, tracked_run
 from captcha.training import loop as training
 from captcha.training.batches import DrawnSamples, endless_batches
-from captcha.training.loop import EpochResult, TrainingError, torch_recognizer
-from captcha.training.model import Crnn, to_onnx
+from captcha.training.export import to_onnx, torch_recognizer
+from captcha.training.loop import EpochResult, TrainingError
+from captcha.training.model import Crnn
 
 HEIGHT, EPOCHS = 32, 3
 Draw = Callable[..., NDArray[np.uint8]]

@@ -14,7 +14,8 @@ from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import TrainConfig
 from captcha.training import loop as training
 from captcha.training.augmentation import augment
-from captcha.training.loop import ctc_loss, torch_recognizer, train_epochs
+from captcha.training.export import torch_recognizer
+from captcha.training.loop import ctc_loss, train_epochs
 from captcha.training.model import Crnn
 
 pytestmark = [

@@ -16,8 +16,10 @@ from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import TrainConfig
 from captcha.training import loop as training
-from captcha.training.loop import EpochResult, TrainingError, ctc_loss, diagnosis, torch_recognizer, train_epochs
-from captcha.training.model import Crnn, Start
+from captcha.training.checkpoint import Start
+from captcha.training.export import torch_recognizer
+from captcha.training.loop import EpochResult, TrainingError, ctc_loss, diagnosis, train_epochs
+from captcha.training.model import Crnn
 
 TEXTS = ["274", "055", "918", "360"]
 VOCABULARY = Vocabulary("0123456789")

@@ -14,7 +14,9 @@ from torchvision.models import ResNet18_Weights, resnet18
 from captcha.reading.images import FRAME_STRIDE
 from captcha.reading.vocabulary import BLANK, Vocabulary
 from captcha.settings import Backbone
-from captcha.training.model import HEAD_AXES, Crnn, PretrainedError, Start, StartError, go_on_from, to_onnx
+from captcha.training.checkpoint import HEAD_AXES, Start, StartError, go_on_from
+from captcha.training.export import to_onnx
+from captcha.training.model import Crnn, PretrainedError
 
 CLASSES, HEIGHT = 11, 32
 BACKBONES: tuple[Backbone, ...] = ("compact", "resnet18")
