@@ -25,7 +25,8 @@ from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import AdaptConfig, TrainConfig
 from captcha.tracking import registry
-from captcha.tracking.registry import TrainedModel, tracked_run
+from captcha.tracking.models import TrainedModel, load_trained
+from captcha.tracking.runs import tracked_run
 from captcha.training.checkpoint import Start, go_on_from
 from captcha.training.export import torch_recognizer
 from captcha.training.model import Crnn
@@ -82,7 +83,7 @@ def adapt(config: AdaptConfig, echo: Echo) -> AdaptOutcome:
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
     with tracked_run(f"adapt to {experiment.short_name(config.data)}, seed {config.seed}") as run:
-        before = registry.load_trained(config.model)
+        before = load_trained(config.model)
         asked = _as_training(config, before)
         if config.drawn:
             experiment.drawn_samples(asked)  # what is wrong with the style is said before anything is read

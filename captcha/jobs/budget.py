@@ -16,8 +16,9 @@ from captcha.evaluation.results import Evaluation
 from captcha.jobs import train as experiment
 from captcha.jobs.train import Echo
 from captcha.settings import Backbone, BudgetConfig, TrainConfig
-from captcha.tracking import registry
-from captcha.tracking.registry import TrainedModel, tracked_run
+from captcha.tracking.models import TrainedModel, load_recognizer, load_trained
+from captcha.tracking.records import log_missing_params, log_test
+from captcha.tracking.runs import tracked_run
 
 DEFAULTS = TrainConfig()
 ALONE, WITH_DRAWN = "labels_alone", "with_drawn"
@@ -56,7 +57,7 @@ def budget(config: BudgetConfig, echo: Echo) -> list[BudgetRow]:
     with tracked_run(f"label budget of {experiment.short_name(config.data)}"):
         if config.drawn:
             load_style(config.drawn)  # what is wrong with it is said now, not after the first trainings
-        before = registry.load_trained(config.init) if config.init else None
+        before = load_trained(config.init) if config.init else None
         kind = (before.backbone, before.height) if before else (config.backbone, DEFAULTS.height)
         samples = experiment.read_folder(config.data, kind[1], None, echo)
         splits = [data.split(samples, seed) for seed in range(config.seeds)]
@@ -67,7 +68,7 @@ def budget(config: BudgetConfig, echo: Echo) -> list[BudgetRow]:
                 "take fewer, or all"
             )
         facts = {"images": len(samples), "data_digest": data.digest(samples)}
-        experiment.log_missing_params(config.model_dump() | facts)
+        log_missing_params(config.model_dump() | facts)
         rows: list[BudgetRow] = []
         if config.drawn and before is None:
             before = _drawn_first(config, echo)
@@ -151,7 +152,7 @@ def _drawn_first(config: BudgetConfig, echo: Echo) -> TrainedModel:
     with tracked_run(f"drawn images alone: {config.drawn}", nested=True) as run:
         split = experiment.load_split(asked, echo)
         experiment.learn(asked, split, None, experiment.example_of(asked, split.test[0]), echo)
-    return registry.load_trained(f"runs:/{run.info.run_id}")
+    return load_trained(f"runs:/{run.info.run_id}")
 
 
 def _measure(asked: TrainConfig, split: Split, before: TrainedModel | None, echo: Echo) -> Evaluation:
@@ -160,9 +161,9 @@ def _measure(asked: TrainConfig, split: Split, before: TrainedModel | None, echo
         example = experiment.example_of(asked, split.test[0])
         return experiment.learn(asked, split, before if asked.init else None, example, echo)
     assert before  # without labels only where there is a model of drawn images
-    recognizer = registry.load_recognizer(before.uri)
+    recognizer = load_recognizer(before.uri)
     tested = evaluation.evaluate(recognizer, split.test)
-    experiment.log_test(tested)
+    log_test(tested)
     return tested
 
 

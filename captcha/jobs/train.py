@@ -11,7 +11,6 @@ from pathlib import Path
 
 import cv2
 import mlflow
-import pandas as pd
 import torch
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.dataset_source import DatasetSource
@@ -28,16 +27,24 @@ from captcha.data.samples import DataError, Sample, Split
 from captcha.drawing.fonts import default_fonts, fonts_for
 from captcha.drawing.styles import StyleError, load_style
 from captcha.evaluation import results as evaluation
-from captcha.evaluation.metrics import character_confusion
-from captcha.evaluation.plots import confusion_figure, learning_curves, prediction_grid
+from captcha.evaluation.plots import learning_curves, prediction_grid
 from captcha.evaluation.results import Evaluation, disagreement
-from captcha.reading import serving
 from captcha.reading.images import FRAME_STRIDE, ImageError, decode_image
-from captcha.reading.recognizer import Decoder, Reading, Recognizer, save_recognizer
+from captcha.reading.recognizer import ARTIFACT, Decoder, Reading, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import CHAMPION, TrainConfig, project_root
 from captcha.tracking import registry
-from captcha.tracking.registry import LOGGED_MODEL, WEIGHTS_FILE, WEIGHTS_FOLDER, TrainedModel, tracked_run
+from captcha.tracking.models import (
+    LOGGED_MODEL,
+    WEIGHTS_FILE,
+    WEIGHTS_FOLDER,
+    TrainedModel,
+    load_recognizer,
+    load_trained,
+    log_model,
+)
+from captcha.tracking.records import log_missing_params, log_test
+from captcha.tracking.runs import tracked_run
 from captcha.training.batches import DrawnSamples, endless_batches
 from captcha.training.checkpoint import Start
 from captcha.training.export import to_onnx, torch_recognizer
@@ -145,7 +152,7 @@ def log_recognizer(model: Crnn, vocabulary: Vocabulary, height: int, split: Spli
         TrainingError: the exported model does not agree with the trained one.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / serving.ARTIFACT
+        folder = Path(temporary) / ARTIFACT
         digests = save_recognizer(folder, to_onnx(model, height), vocabulary, height)
         recognizer = Recognizer.load(folder)
         if difference := disagreement(torch_recognizer(model, vocabulary, height), recognizer, split.validation):
@@ -154,7 +161,7 @@ def log_recognizer(model: Crnn, vocabulary: Vocabulary, height: int, split: Spli
         tested = evaluation.evaluate(recognizer, split.test) if split.test else None
         if tested:
             log_test(tested)
-        serving.log_model(LOGGED_MODEL, folder, example.read_bytes())
+        log_model(LOGGED_MODEL, folder, example.read_bytes())
     return tested
 
 
@@ -167,7 +174,7 @@ def _trained_before(config: TrainConfig) -> TrainedModel | None:
     """
     if config.init is None:
         return None
-    found = registry.load_trained(config.init)
+    found = load_trained(config.init)
     if (found.backbone, found.height) != (config.backbone, config.height):
         raise TrainingError(
             f"{found.uri} is {found.backbone} for height {found.height}, not {config.backbone} for {config.height}: "
@@ -262,7 +269,7 @@ def evaluate(folder: str, model: str, echo: Echo) -> dict[str, float]:
     Raises:
         DataError: the folder has problems; all of them are echoed first.
     """
-    recognizer = registry.load_recognizer(model)
+    recognizer = load_recognizer(model)
     samples = read_folder(folder, recognizer.height, None, echo)
     with tracked_run(f"evaluate {short_name(folder)}"):
         log_missing_params({"data": folder, "model": model, "test_digest": data.digest(samples)})
@@ -273,7 +280,7 @@ def evaluate(folder: str, model: str, echo: Echo) -> dict[str, float]:
 
 def predict(files: Sequence[Path], model: str, decoder: Decoder, beam_width: int) -> list[Reading | ImageError]:
     """Return what each file says, or why it cannot be read, in their order."""
-    recognizer = registry.load_recognizer(model)
+    recognizer = load_recognizer(model)
     outcomes: list[Reading | ImageError] = []
     for file in files:
         try:
@@ -411,17 +418,6 @@ def _source(folder: str) -> DatasetSource:
     return source
 
 
-def log_missing_params(params: Mapping[str, object]) -> None:
-    """Log what the run does not have yet: `mlflow run` has logged some, and refuses a change in their spelling.
-
-    None is logged as none, as it is written on the command line.
-    """
-    run = mlflow.active_run()
-    known = mlflow.get_run(run.info.run_id).data.params if run else {}
-    missing = {key: value for key, value in params.items() if key not in known}
-    mlflow.log_params({key: "none" if value is None else value for key, value in missing.items()})
-
-
 def _log_epoch(config: TrainConfig, result: EpochResult, echo: Echo) -> None:
     validation = result.validation
     metrics = {"val/loss": validation.loss, "val/exact_match": validation.exact_match, "val/cer": validation.cer}
@@ -440,33 +436,6 @@ def _log_epoch(config: TrainConfig, result: EpochResult, echo: Echo) -> None:
     mlflow.log_metrics(metrics, step=result.epoch)
     if result.epoch % EPOCHS_PER_PICTURE == 0 or result.epoch == config.epochs:
         mlflow.log_image(prediction_grid(validation), key="val/predictions", step=result.epoch)
-
-
-def log_test(tested: Evaluation) -> None:
-    """Log the figures of a test, every prediction, the confusions and a picture."""
-    metrics = {f"test/{key}": value for key, value in tested.figures().items()}
-    repeats = tested.with_repeats()
-    if repeats.samples:
-        metrics["test/exact_match_repeats"] = repeats.exact_match
-        metrics["test/n_repeats"] = len(repeats.samples)
-    mlflow.log_metrics(metrics)
-    mlflow.log_table(
-        pd.DataFrame(
-            {
-                "file": [sample.name for sample in tested.samples],
-                "label": tested.references,
-                "prediction": tested.predictions,
-                "right": [p == r for p, r in zip(tested.predictions, tested.references, strict=True)],
-                "confidence": [reading.confidence for reading in tested.readings],
-            }
-        ),
-        "test_predictions.json",
-    )
-    confusion = character_confusion(tested.predictions, tested.references)
-    rows = [(label, read, count) for (label, read), count in confusion.most_common()]
-    mlflow.log_table(pd.DataFrame(rows, columns=["label", "prediction", "count"]), "test_confusion.json")
-    mlflow.log_figure(confusion_figure(tested), "test_confusion.png")
-    mlflow.log_image(prediction_grid(tested), artifact_file="test_predictions.png")
 
 
 def example_of(config: TrainConfig, sample: Sample) -> Path:

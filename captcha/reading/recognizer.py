@@ -21,6 +21,9 @@ from captcha.reading.vocabulary import Vocabulary
 FORMAT = 1
 MODEL_FILE = "model.onnx"
 SETTINGS_FILE = "recognizer.json"
+ARTIFACT = "recognizer"
+"""Name of its folder in a registered model."""
+
 COLUMNS_AT_ONCE = 8192
 """Columns of pixels that go through the model in one batch: bounds the memory, whatever the images' widths."""
 

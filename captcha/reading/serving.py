@@ -1,46 +1,25 @@
 """The registered model: a request's images → `Recognizer` → texts, as MLflow's pyfunc.
 
 MLflow runs a copy of this file in the serving process ("models from code": nothing is pickled), and beside it
-the package `captcha.reading`, which imports no more than `SERVED_PACKAGES` and pandas, which comes with mlflow.
+the package `captcha.reading`. Nothing imports it.
 """
 
 import base64
 import binascii
-import shutil
-import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
 import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.models.model import ModelInfo
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import Array
 
 from captcha.reading.images import MAX_BYTES, Image, ImageError, decode_image, resize_to_height
-from captcha.reading.recognizer import Decoder, Recognizer, RecognizerError
+from captcha.reading.recognizer import ARTIFACT, Decoder, Recognizer, RecognizerError
 
 MAX_ROWS = 1024
 MAX_BEAM_WIDTH = 100
-SERVED_PACKAGES = ("mlflow", "onnxruntime", "numpy", "opencv-python-headless", "pillow")
-ARTIFACT = "recognizer"
-
-SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.string, "image")]),
-    outputs=Schema(
-        [
-            ColSpec(DataType.string, "text"),
-            ColSpec(DataType.double, "confidence"),
-            ColSpec(Array(DataType.double), "character_confidences"),
-        ]
-    ),
-    params=ParamSchema([ParamSpec("decoder", DataType.string, "greedy"), ParamSpec("beam_width", DataType.long, 10)]),
-)
 
 
 class RequestError(MlflowException):
@@ -131,29 +110,6 @@ def _content(value: object) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise ImageError("the image is not base64") from None
-
-
-def log_model(name: str, recognizer: Path, example: bytes) -> ModelInfo:
-    """Log the recognizer in that folder to the active run as a model that MLflow can serve.
-
-    The model keeps the folder under its name in `artifacts/`; name it `ARTIFACT`, so that it is found there.
-    `example` is an image file's content, for the model's input example.
-    """
-    reading = Path(__file__).parent
-    with tempfile.TemporaryDirectory() as temporary:
-        code = Path(temporary) / "captcha"
-        shutil.copytree(reading, code / reading.name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(reading.parent / "__init__.py", code)
-        info: ModelInfo = mlflow.pyfunc.log_model(
-            name=name,
-            python_model=str(reading / "serving.py"),
-            code_paths=[str(code)],
-            artifacts={ARTIFACT: str(recognizer)},
-            signature=SIGNATURE,
-            input_example=pd.DataFrame({"image": [base64.b64encode(example).decode()]}),
-            pip_requirements=[f"{each}=={version(each)}" for each in SERVED_PACKAGES],
-        )
-    return info
 
 
 mlflow.models.set_model(CaptchaModel())

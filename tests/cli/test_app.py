@@ -21,6 +21,7 @@ from captcha.reading.images import ImageError
 from captcha.reading.recognizer import Reading
 from captcha.settings import TrainConfig
 from captcha.tracking import registry
+from captcha.tracking.runs import RegistryError
 
 HEAVY = ("torch", "mlflow", "pandas", "cv2", "onnxruntime", "matplotlib", "rich")
 FIGURES = {"exact_match": 0.99, "exact_match_low": 0.95, "exact_match_high": 0.998, "cer": 0.002, "n": 100, "wrong": 1}
@@ -226,7 +227,7 @@ def test_what_a_person_can_mend_is_one_line(arguments: list[str], line: str, cap
     "error",
     [
         ImageError("x\n  y"),
-        registry.RegistryError("x y"),
+        RegistryError("x y"),
         MlflowException("x\ny"),
         PermissionError("x y"),
     ],

@@ -19,7 +19,8 @@ from captcha.jobs.adapt import AdaptationError, adapt, sure_readings
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import AdaptConfig, TrainConfig
-from captcha.tracking.registry import load_trained, tracked_run
+from captcha.tracking.models import load_trained
+from captcha.tracking.runs import tracked_run
 from captcha.training import loop as training
 from captcha.training.model import Crnn
 

@@ -18,7 +18,7 @@ from captcha.jobs import train as experiment
 from captcha.jobs.budget import ALONE, WITH_DRAWN, BudgetRow, budget, points, table, with_labels
 from captcha.reading.recognizer import Reading
 from captcha.settings import BudgetConfig, TrainConfig
-from captcha.tracking.registry import RegistryError
+from captcha.tracking.runs import RegistryError
 from captcha.training import loop as training
 
 

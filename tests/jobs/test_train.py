@@ -32,7 +32,8 @@ from captcha.reading.images import FRAME_STRIDE, ImageError
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import TrainConfig
-from captcha.tracking.registry import RegistryError, TrainedModel, load_recognizer, load_trained, tracked_run
+from captcha.tracking.models import TrainedModel, load_recognizer, load_trained
+from captcha.tracking.runs import RegistryError, tracked_run
 from captcha.training import loop as training
 from captcha.training.batches import DrawnSamples, endless_batches
 from captcha.training.export import to_onnx, torch_recognizer

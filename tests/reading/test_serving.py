@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 from captcha.reading import images
 from captcha.reading.images import MAX_BYTES
-from captcha.reading.recognizer import RecognizerError, save_recognizer
-from captcha.reading.serving import ARTIFACT, MAX_ROWS, CaptchaModel, log_model
+from captcha.reading.recognizer import ARTIFACT, RecognizerError, save_recognizer
+from captcha.reading.serving import MAX_ROWS, CaptchaModel
 from captcha.reading.vocabulary import Vocabulary
+from captcha.tracking.models import log_model
 
 HEIGHT = 16
 

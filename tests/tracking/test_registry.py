@@ -15,21 +15,12 @@ from mlflow.entities import LoggedModelOutput, Run
 from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service import utils
 
-from captcha.reading import serving
 from captcha.reading.recognizer import save_recognizer
 from captcha.reading.vocabulary import Vocabulary
-from captcha.tracking import registry
-from captcha.tracking.registry import (
-    LOGGED_MODEL,
-    WEIGHTS_FILE,
-    WEIGHTS_FOLDER,
-    RegistryError,
-    is_champion,
-    load_recognizer,
-    load_trained,
-    register,
-    tracked_run,
-)
+from captcha.tracking import models, runs
+from captcha.tracking.models import LOGGED_MODEL, WEIGHTS_FILE, WEIGHTS_FOLDER, load_recognizer, load_trained
+from captcha.tracking.registry import is_champion, register
+from captcha.tracking.runs import RegistryError, tracked_run
 
 # Reads nothing, whatever the image: log_probs (1, N, 2), the blank certain.
 BLANK = """
@@ -71,8 +62,8 @@ def test_without_a_tracking_uri_runs_go_to_the_projects_own_database(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    monkeypatch.setattr(registry, "project_root", lambda: tmp_path)
-    registry.connect()
+    monkeypatch.setattr(runs, "project_root", lambda: tmp_path)
+    runs.connect()
     assert mlflow.get_tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
 
@@ -80,22 +71,22 @@ def test_without_a_tracking_uri_runs_go_to_the_projects_own_database(
 def test_a_database_that_another_training_has_just_made_is_left_as_it_is(tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     database.write_bytes(b"the other's")
-    registry._make_database(database)
+    runs._make_database(database)
     assert database.read_bytes() == b"the other's"
     assert list(tmp_path.iterdir()) == [database]
 
 
 def test_a_tracking_uri_that_a_person_has_set_is_obeyed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setattr(registry, "project_root", lambda: tmp_path)
-    registry.connect()
+    monkeypatch.setattr(runs, "project_root", lambda: tmp_path)
+    runs.connect()
     assert mlflow.get_tracking_uri() == "http://127.0.0.1:9"
 
 
 def test_a_new_experiment_in_the_projects_database_keeps_its_artifacts_in_mlruns(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "project_root", lambda: place)
+    monkeypatch.setattr(runs, "project_root", lambda: place)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "in our own")
     with tracked_run("a run"):
         mlflow.log_text("hello", "note.txt")
@@ -304,7 +295,7 @@ def test_the_registered_recognizer_is_the_one_that_was_logged(tmp_path: Path) ->
         mlflow.log_metrics({f"test/{key}": 1.0 for key in ("exact_match", "exact_match_low", "exact_match_high")})
         mlflow.log_metrics({"test/cer": 0.0, "test/n": 1})
         mlflow.set_tag("sha256.model.onnx", "0123")
-        info = serving.log_model(LOGGED_MODEL, tmp_path / "recognizer", EXAMPLE)
+        info = models.log_model(LOGGED_MODEL, tmp_path / "recognizer", EXAMPLE)
     register(run.info.run_id, "logged")
     for uri in ("models:/logged@champion", "models:/logged/1", f"runs:/{run.info.run_id}", info.model_uri):
         recognizer = load_recognizer(uri)

@@ -1,0 +1,184 @@
+"""Models in MLflow: a URI → the recognizer that reads, or what another training goes on from; logging both."""
+
+import base64
+import hashlib
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, Run
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.models.model import ModelInfo
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array
+
+import captcha
+from captcha.reading.recognizer import ARTIFACT, Recognizer
+from captcha.reading.vocabulary import Vocabulary
+from captcha.settings import Backbone
+from captcha.tracking.runs import RegistryError, connect
+
+LOGGED_MODEL = "recognizer"
+"""Name of the model in the run that trained it."""
+
+WEIGHTS_FOLDER, WEIGHTS_FILE = "weights", "model.safetensors"
+"""Where a training run keeps what another can go on from; its sha256 is a tag of the run."""
+
+SERVED_PACKAGES = ("mlflow", "onnxruntime", "numpy", "opencv-python-headless", "pillow")
+"""What `captcha.reading` imports, and pandas, which comes with mlflow."""
+
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.string, "image")]),
+    outputs=Schema(
+        [
+            ColSpec(DataType.string, "text"),
+            ColSpec(DataType.double, "confidence"),
+            ColSpec(Array(DataType.double), "character_confidences"),
+        ]
+    ),
+    params=ParamSchema([ParamSpec("decoder", DataType.string, "greedy"), ParamSpec("beam_width", DataType.long, 10)]),
+)
+
+
+def load_recognizer(model_uri: str) -> Recognizer:
+    """Return the recognizer inside a registered model, or that of runs:/RUN_ID: the one that its server reads with.
+
+    Raises:
+        RegistryError: if there is no such model.
+        RecognizerError: if its files are damaged.
+    """
+    connect()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            source = model_uri
+            if match := re.fullmatch(r"runs:/(\w+)", model_uri):
+                client = MlflowClient()
+                source = f"models:/{logged_model(client, client.get_run(match[1])).model_id}"
+            path = Path(mlflow.artifacts.download_artifacts(source, dst_path=folder))
+        except (MlflowException, OSError) as error:
+            raise RegistryError(f"{model_uri}: {first_line(error)}; train one first, or name another") from None
+        return Recognizer.load(path / "artifacts" / ARTIFACT)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a training left for another to go on from."""
+
+    uri: str
+    """models:/NAME/VERSION, also where an alias was asked for, or runs:/RUN_ID."""
+    run_id: str
+    backbone: Backbone
+    height: int
+    vocabulary: Vocabulary
+    data: str
+    test_data: str
+    seed: int
+    weights: bytes
+    """The content of a safetensors file."""
+
+
+def load_trained(uri: str) -> TrainedModel:
+    """Return the model of models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID, as it came from its training.
+
+    Raises:
+        RegistryError: there is no such model or run, it is no training's, or its weights are missing or damaged.
+    """
+    connect()
+    client = MlflowClient()
+    try:
+        resolved, run_id = _run_behind(client, uri)
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise RegistryError(f"{uri}: {first_line(error)}; train one first, or name another") from None
+    name = f"{WEIGHTS_FOLDER}/{WEIGHTS_FILE}"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder)
+            weights = Path(path).read_bytes()
+    except (MlflowException, OSError) as error:
+        raise RegistryError(
+            f"{uri}: run {run_id} has no {name} to go on from ({first_line(error)}); name another"
+        ) from None
+    digest = run.data.tags.get(f"sha256.{WEIGHTS_FILE}")  # runs of the first versions have no such tag
+    if digest and digest != hashlib.sha256(weights).hexdigest():
+        raise RegistryError(f"{uri}: {name} of run {run_id} is damaged: its sha256 is not the one it was saved with")
+    params = run.data.params
+    try:
+        return TrainedModel(
+            uri=resolved,
+            run_id=run_id,
+            backbone=cast(Backbone, params["backbone"]),
+            height=int(params["height"]),
+            vocabulary=Vocabulary(params["vocabulary_used"]),
+            data=data_of(run),
+            test_data=params["test_data"],
+            seed=int(params["seed"]),
+            weights=weights,
+        )
+    except KeyError as error:
+        raise RegistryError(f"{uri}: run {run_id} is no training, it has no param {error}; name another") from None
+
+
+def _run_behind(client: MlflowClient, uri: str) -> tuple[str, str]:
+    """Return the URI with any alias resolved, and the id of the run that trained the model."""
+    if match := re.fullmatch(r"runs:/(\w+)", uri):
+        return uri, match[1]
+    match = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
+    if not match:
+        raise RegistryError(f"{uri!r} names no model: use models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
+    name, alias, number = match.groups()
+    version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    if not version.run_id:
+        raise RegistryError(f"{uri}: the registry does not know which run trained it; name another")
+    return f"models:/{name}/{version.version}", version.run_id
+
+
+def log_model(name: str, recognizer: Path, example: bytes) -> ModelInfo:
+    """Log the recognizer in that folder to the active run as a model that MLflow can serve.
+
+    The model keeps the folder under its name in `artifacts/`; name it `ARTIFACT`, so that it is found there.
+    `example` is an image file's content, for the model's input example.
+    """
+    reading = Path(captcha.__file__).parent / "reading"
+    with tempfile.TemporaryDirectory() as temporary:
+        code = Path(temporary) / "captcha"
+        shutil.copytree(reading, code / reading.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(reading.parent / "__init__.py", code)
+        info: ModelInfo = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(reading / "serving.py"),
+            code_paths=[str(code)],
+            artifacts={ARTIFACT: str(recognizer)},
+            signature=SIGNATURE,
+            input_example=pd.DataFrame({"image": [base64.b64encode(example).decode()]}),
+            pip_requirements=[f"{each}=={version(each)}" for each in SERVED_PACKAGES],
+        )
+    return info
+
+
+def data_of(run: Run) -> str:
+    """Return what the run was trained on; `mlflow run` logs parameters as quoted for the shell, the tag is not."""
+    return run.data.tags.get("data", run.data.params["data"])
+
+
+def logged_model(client: MlflowClient, run: Run) -> LoggedModel:
+    """Return the recognizer that a run has logged."""
+    outputs = run.outputs.model_outputs if run.outputs else []
+    for output in outputs:
+        model = client.get_logged_model(output.model_id)
+        if model.name == LOGGED_MODEL:
+            return model
+    raise RegistryError(f"run {run.info.run_id} holds no model named {LOGGED_MODEL}: it did not end its training")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
