@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mlflow.projects.utils import load_project
 
 from captcha.cli import app as cli
+from captcha.data.sources import Echo
 from captcha.jobs import train as experiment
 from captcha.settings import CHAMPION, MODEL_NAME, TrainConfig
 
@@ -28,7 +29,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainConfig
     """Return the configuration that a command line asks to train; a stand-in takes the place of the training."""
     configs: list[TrainConfig] = []
 
-    def stand_in(config: TrainConfig, echo: experiment.Echo) -> SimpleNamespace:
+    def stand_in(config: TrainConfig, echo: Echo) -> SimpleNamespace:
         configs.append(config)
         return SimpleNamespace(summary=lambda: "done")
 

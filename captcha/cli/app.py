@@ -138,9 +138,9 @@ def budget(*, as_json: Json = False, **settings: Any) -> None:
 @app.command()
 def evaluate(data: Folder, model: Model = f"models:/{MODEL_NAME}@{CHAMPION}", as_json: Json = False) -> None:
     """Measure a registered model on a folder of labelled images."""
-    from captcha.jobs import train as experiment
+    from captcha.jobs.evaluate import evaluate as job
 
-    figures = experiment.evaluate(data, model, echo=partial(typer.echo, err=as_json))
+    figures = job(data, model, echo=partial(typer.echo, err=as_json))
     if as_json:
         _print_json(figures)
     else:
@@ -166,10 +166,10 @@ def predict(
     Prints file, text and confidence (0 to 1), separated by tabs; ends with 1 where a file could not be read.
     """
     from captcha.data.folders import images_in
-    from captcha.jobs import train as experiment
+    from captcha.jobs.predict import predict as job
 
     files = [image for file in files for image in (images_in(file) if file.is_dir() else [file])]
-    readings = experiment.predict(files, model, decoder, beam_width)
+    readings = job(files, model, decoder, beam_width)
     rows: list[dict[str, Any]] = []
     for file, reading in zip(files, readings, strict=True):
         if isinstance(reading, ValueError):

@@ -16,11 +16,11 @@ import pandas as pd
 from captcha import CaptchaError
 from captcha.data import samples as data
 from captcha.data.samples import Sample, Split
+from captcha.data.sources import Echo, drawn_samples, read_folder, short_name
 from captcha.evaluation.metrics import exact_match
 from captcha.evaluation.plots import prediction_grid
 from captcha.evaluation.results import Evaluation
 from captcha.jobs import train as experiment
-from captcha.jobs.train import Echo
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import AdaptConfig, TrainConfig
@@ -82,12 +82,12 @@ def adapt(config: AdaptConfig, echo: Echo) -> AdaptOutcome:
         AdaptationError: no image is read surely.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
-    with tracked_run(f"adapt to {experiment.short_name(config.data)}, seed {config.seed}") as run:
+    with tracked_run(f"adapt to {short_name(config.data)}, seed {config.seed}") as run:
         before = load_trained(config.model)
         asked = _as_training(config, before)
         if config.drawn:
-            experiment.drawn_samples(asked)  # what is wrong with the style is said before anything is read
-        labelled = experiment.read_folder(config.data, before.height, None, echo, config.labelled)
+            drawn_samples(asked)  # what is wrong with the style is said before anything is read
+        labelled = read_folder(config.data, before.height, None, echo, config.labelled)
         samples = [replace(sample, text="") for sample in labelled]  # from here on nobody knows
         held_out = [i for i, s in enumerate(samples) if data.share(config.seed, s.digest) < HELD_OUT]
         if not held_out:

@@ -8,13 +8,13 @@ import mlflow
 
 from captcha.data import samples as data
 from captcha.data.samples import DataError, Sample, Split
+from captcha.data.sources import Echo, load_split, read_folder, short_name
 from captcha.drawing.styles import load_style
 from captcha.evaluation import results as evaluation
 from captcha.evaluation.metrics import wilson_interval
 from captcha.evaluation.plots import BudgetPoint, budget_figure
 from captcha.evaluation.results import Evaluation
 from captcha.jobs import train as experiment
-from captcha.jobs.train import Echo
 from captcha.settings import Backbone, BudgetConfig, TrainConfig
 from captcha.tracking.models import TrainedModel, load_recognizer, load_trained
 from captcha.tracking.records import log_missing_params, log_test
@@ -54,12 +54,12 @@ def budget(config: BudgetConfig, echo: Echo) -> list[BudgetRow]:
         RegistryError: there is no such model to go on from.
         TrainingError: a training cannot go on, or its exported model does not agree with it.
     """
-    with tracked_run(f"label budget of {experiment.short_name(config.data)}"):
+    with tracked_run(f"label budget of {short_name(config.data)}"):
         if config.drawn:
             load_style(config.drawn)  # what is wrong with it is said now, not after the first trainings
         before = load_trained(config.init) if config.init else None
         kind = (before.backbone, before.height) if before else (config.backbone, DEFAULTS.height)
-        samples = experiment.read_folder(config.data, kind[1], None, echo)
+        samples = read_folder(config.data, kind[1], None, echo)
         splits = [data.split(samples, seed) for seed in range(config.seeds)]
         fewest = min(len(split.train) + len(split.validation) for split in splits)  # what stands for all
         if (most := max((count or 0 for count in config.counts), default=0)) > fewest:
@@ -150,7 +150,7 @@ def _drawn_first(config: BudgetConfig, echo: Echo) -> TrainedModel:
     asked = TrainConfig(data=f"draw:{config.drawn}", backbone=config.backbone, epochs=config.drawn_epochs)
     echo(f"\n{asked.data}, for the trainings with drawn images to go on from")
     with tracked_run(f"drawn images alone: {config.drawn}", nested=True) as run:
-        split = experiment.load_split(asked, echo)
+        split = load_split(asked, echo)
         experiment.learn(asked, split, None, experiment.example_of(asked, split.test[0]), echo)
     return load_trained(f"runs:/{run.info.run_id}")
 

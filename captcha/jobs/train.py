@@ -1,11 +1,11 @@
-"""Train and evaluate, each tracked as one MLflow run, with the parts that other use cases share; predict without."""
+"""Train a recogniser: settings → one tracked run → a registered model. Other jobs that train call its parts."""
 
 import hashlib
 import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,42 +21,27 @@ from safetensors.torch import load, save_file
 from tqdm import tqdm
 
 from captcha.data import samples as data
-from captcha.data.folders import read_images, read_samples
-from captcha.data.problems import Problem, format_problems, leaks
-from captcha.data.samples import DataError, Sample, Split
-from captcha.drawing.fonts import default_fonts, fonts_for
-from captcha.drawing.styles import StyleError, load_style
+from captcha.data import sources
+from captcha.data.samples import Sample, Split
+from captcha.data.sources import Echo, drawn_samples, load_split, short_name
+from captcha.drawing.styles import load_style
 from captcha.evaluation import results as evaluation
 from captcha.evaluation.plots import learning_curves, prediction_grid
 from captcha.evaluation.results import Evaluation, disagreement
-from captcha.reading.images import FRAME_STRIDE, ImageError, decode_image
-from captcha.reading.recognizer import ARTIFACT, Decoder, Reading, Recognizer, save_recognizer
+from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import CHAMPION, TrainConfig, project_root
 from captcha.tracking import registry
-from captcha.tracking.models import (
-    LOGGED_MODEL,
-    WEIGHTS_FILE,
-    WEIGHTS_FOLDER,
-    TrainedModel,
-    load_recognizer,
-    load_trained,
-    log_model,
-)
+from captcha.tracking.models import LOGGED_MODEL, WEIGHTS_FILE, WEIGHTS_FOLDER, TrainedModel, load_trained, log_model
 from captcha.tracking.records import log_missing_params, log_test
 from captcha.tracking.runs import tracked_run
-from captcha.training.batches import DrawnSamples, endless_batches
+from captcha.training.batches import endless_batches
 from captcha.training.checkpoint import Start
 from captcha.training.export import to_onnx, torch_recognizer
 from captcha.training.loop import EpochResult, TrainingError, choose_device, diagnosis, shuffled_batches, train_epochs
 from captcha.training.model import Crnn
 
-DRAWN_IMAGES = 2500
-"""How many images `draw:STYLE` draws and splits: validation, test, and an epoch's worth, which training goes beyond."""
-
 EPOCHS_PER_PICTURE = 5
-
-Echo = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -252,7 +237,7 @@ def _batches(config: TrainConfig, split: Split) -> Iterator[list[Sample]] | None
         return None
     drawn = drawn_samples(config, {sample.text for sample in [*split.validation, *split.test]})
     if config.drawn_style:
-        return endless_batches(drawn, config.batch_size, start=DRAWN_IMAGES)
+        return endless_batches(drawn, config.batch_size, start=sources.DRAWN_IMAGES)
     half = config.batch_size // 2
     real = shuffled_batches(split.train, config.batch_size - half, torch.Generator().manual_seed(config.seed))
     return (a + b for a, b in zip(real, endless_batches(drawn, half, start=0), strict=True))
@@ -261,115 +246,6 @@ def _batches(config: TrainConfig, split: Split) -> Iterator[list[Sample]] | None
 def _warn(warning: str | None, echo: Echo) -> None:
     if warning:
         echo(f"warning: {warning}")
-
-
-def evaluate(folder: str, model: str, echo: Echo) -> dict[str, float]:
-    """Measure a registered or logged model on a folder of labelled images, in a tracked run of its own.
-
-    Raises:
-        DataError: the folder has problems; all of them are echoed first.
-    """
-    recognizer = load_recognizer(model)
-    samples = read_folder(folder, recognizer.height, None, echo)
-    with tracked_run(f"evaluate {short_name(folder)}"):
-        log_missing_params({"data": folder, "model": model, "test_digest": data.digest(samples)})
-        tested = evaluation.evaluate(recognizer, samples)
-        log_test(tested)
-    return tested.figures()
-
-
-def predict(files: Sequence[Path], model: str, decoder: Decoder, beam_width: int) -> list[Reading | ImageError]:
-    """Return what each file says, or why it cannot be read, in their order."""
-    recognizer = load_recognizer(model)
-    outcomes: list[Reading | ImageError] = []
-    for file in files:
-        try:
-            outcomes.append(recognizer.read([decode_image(file.read_bytes())], decoder, beam_width)[0])
-        except ImageError as error:
-            outcomes.append(error)
-        except OSError as error:
-            outcomes.append(ImageError(f"cannot be read: {error.strerror}"))
-    return outcomes
-
-
-def load_split(config: TrainConfig, echo: Echo) -> Split:
-    """Return the samples that a configuration names, in their three parts.
-
-    A fixed validation or test set takes the place of the part that would have been split off, which is trained on.
-
-    Raises:
-        DataError: the data has problems; all of them are echoed first.
-    """
-    vocabulary = Vocabulary(config.vocabulary) if config.vocabulary else None
-    if config.drawn_style:
-        endless = drawn_samples(config)
-        samples = [endless[i] for i in range(DRAWN_IMAGES)]
-    else:
-        samples = read_folder(config.data, config.height, vocabulary, echo)
-    fixed = [
-        read_folder(folder, config.height, vocabulary, echo) if folder else None
-        for folder in (config.val_data, config.test_data)
-    ]
-    if fixed == [None, None]:
-        return data.split(samples, config.seed)
-    validation, test = fixed
-    parts = data.split(samples, config.seed) if validation is None or test is None else Split(samples, [], [])
-    split = Split(
-        parts.train + (parts.validation if validation else []) + (parts.test if test else []),
-        validation or parts.validation,
-        test or parts.test,
-    )
-    _refuse(leaks(split.train, [*split.validation, *split.test]), echo)
-    return split
-
-
-def drawn_samples(config: TrainConfig, without: Collection[str] = frozenset()) -> DrawnSamples:
-    """Return the samples of the configured style, without end.
-
-    Raises:
-        StyleError: there is no such style, or it draws characters outside the vocabulary.
-        ValueError: no font can draw it.
-    """
-    name = config.drawn_style or config.drawn or ""
-    style = load_style(name)
-    if config.vocabulary and (missing := Vocabulary(config.vocabulary).missing(style.alphabet)):
-        raise StyleError(
-            f"the style {name} draws {missing!r}, which is outside the vocabulary: take the style that the model was "
-            "trained on, or one of your own without these characters"
-        )
-    fonts, _ = fonts_for(style, default_fonts())
-    return DrawnSamples(style, fonts, config.height, config.seed, without)
-
-
-def read_folder(
-    folder: str, height: int, vocabulary: Vocabulary | None, echo: Echo, labelled: bool = True
-) -> list[Sample]:
-    """Return the samples of a folder, resized to the height, while a bar shows how far it is.
-
-    Raises:
-        DataError: the folder has problems; all of them are echoed first.
-    """
-    with tqdm(desc=f"reading {folder}", unit="image", disable=None, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        if labelled:
-            samples, problems, _ = read_samples(Path(folder), height, vocabulary, FRAME_STRIDE, progress)
-        else:
-            samples, problems = read_images(Path(folder), height, progress)
-    _refuse(problems, echo)
-    return samples
-
-
-def _refuse(problems: Sequence[Problem], echo: Echo) -> None:
-    """Echo all problems; raise where one is fatal."""
-    if problems:
-        echo(format_problems(problems))
-    fatal = sum(problem.fatal for problem in problems)
-    if fatal:
-        raise DataError(f"{fatal} {'problem' if fatal == 1 else 'problems'} in the data, see above")
 
 
 def _vocabulary(config: TrainConfig, split: Split, echo: Echo) -> Vocabulary:
@@ -447,11 +323,6 @@ def example_of(config: TrainConfig, sample: Sample) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(cv2.imencode(".png", sample.image[:, :, ::-1])[1].tobytes())
     return path
-
-
-def short_name(folder: str) -> str:
-    """Return the last part of a folder's path, or draw:STYLE as it is."""
-    return folder if folder.startswith("draw:") else Path(folder).resolve().name
 
 
 def _command(tool: str) -> str:

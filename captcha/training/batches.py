@@ -2,39 +2,16 @@
 
 import itertools
 import os
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import cv2
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from captcha.data.samples import Sample, pixel_digest
-from captcha.drawing.rendering import draw_one
-from captcha.drawing.styles import Style, StyleError
-from captcha.reading.images import resize_to_height
+from captcha.data.samples import Sample
+from captcha.data.sources import DrawnSamples
+from captcha.drawing.styles import StyleError
 
 WORKERS = 4  # at the most: each draws some hundred images a second
-REDRAWN = 1 << 40  # far beyond any training's images
-
-
-class DrawnSamples(Dataset[Sample]):
-    """Sample i, resized to the height, follows from style, fonts, seed and i alone.
-
-    A text in `without`, those held back for validation and test, is drawn again.
-    """
-
-    def __init__(
-        self, style: Style, fonts: Sequence[Path], height: int, seed: int, without: Collection[str] = frozenset()
-    ) -> None:
-        self.style, self.fonts, self.height, self.seed, self.without = style, fonts, height, seed, without
-
-    def __getitem__(self, index: int) -> Sample:
-        """Raise StyleError where the text does not fit its image."""
-        for number in itertools.count(index, REDRAWN):
-            text, image = draw_one(self.style, self.seed, number, self.fonts)
-            if text not in self.without:
-                break
-        return Sample(f"{index:06}.png", text, resize_to_height(image, self.height), pixel_digest(image))
 
 
 def endless_batches(samples: DrawnSamples, size: int, start: int, workers: int | None = None) -> Iterator[list[Sample]]:

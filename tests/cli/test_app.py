@@ -15,6 +15,9 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from captcha.cli import app as cli
+from captcha.data.sources import Echo
+from captcha.jobs import evaluate as evaluation
+from captcha.jobs import predict as prediction
 from captcha.jobs import train as experiment
 from captcha.reading import recognizer
 from captcha.reading.images import ImageError
@@ -88,7 +91,7 @@ def test_every_setting_is_explained_with_its_default(capsys: Capture) -> None:
 def test_train_trains_as_told_and_prints_what_came_of_it(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     configs: list[TrainConfig] = []
 
-    def stand_in(config: TrainConfig, echo: experiment.Echo) -> SimpleNamespace:
+    def stand_in(config: TrainConfig, echo: Echo) -> SimpleNamespace:
         configs.append(config)
         echo("epoch 1")
         return SimpleNamespace(figures=FIGURES, run_id="abc", model_name="m", model_version=3, summary=lambda: "done")
@@ -107,11 +110,11 @@ def test_train_trains_as_told_and_prints_what_came_of_it(monkeypatch: pytest.Mon
 def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
     asked: list[object] = []
 
-    def stand_in(folder: str, model: str, echo: experiment.Echo) -> dict[str, float]:
+    def stand_in(folder: str, model: str, echo: Echo) -> dict[str, float]:
         asked.append((folder, model))
         return FIGURES
 
-    monkeypatch.setattr(experiment, "evaluate", stand_in)
+    monkeypatch.setattr(evaluation, "evaluate", stand_in)
     assert run("evaluate", str(tmp_path)) == 0
     assert capsys.readouterr().out == (
         "exact match 99.00% (95 % interval 95.00% to 99.80%), 1 of 100 wrong, character error rate 0.20%\n"
@@ -131,7 +134,7 @@ def test_predict_reads_the_others_where_one_file_cannot_be_read(
         assert options == ("models:/captcha-crnn@champion", "beam", 10)
         return [ImageError("empty\nfile") if f.name == "b.png" else Reading("2b", 0.875, [0.9, 0.95]) for f in files]
 
-    monkeypatch.setattr(experiment, "predict", stand_in)
+    monkeypatch.setattr(prediction, "predict", stand_in)
     assert run("predict", str(tmp_path), "x.png", "--decoder", "beam") == 1
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path / 'a.PNG'}\t2b\t0.8750\nx.png\t2b\t0.8750\n"
@@ -158,7 +161,7 @@ def test_predict_reads_a_folders_own_images_in_order_and_leaves_hidden_ones_alon
         asked.extend(files)
         return [Reading("2b", 0.875, [0.9, 0.95]) for _ in files]
 
-    monkeypatch.setattr(experiment, "predict", stand_in)
+    monkeypatch.setattr(prediction, "predict", stand_in)
     assert run("predict", str(tmp_path), str(tmp_path / ".hidden.png")) == 0
     assert asked == [tmp_path / name for name in ("a.jpg", "b.png", ".hidden.png")]  # hidden ones are read by name
 

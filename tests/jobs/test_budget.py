@@ -9,13 +9,15 @@ import pytest
 from mlflow import MlflowClient
 
 from captcha.data import samples as data
+from captcha.data import sources
 from captcha.data.folders import read_samples
 from captcha.data.samples import DataError, Sample, Split
 from captcha.evaluation.metrics import wilson_interval
 from captcha.evaluation.results import Evaluation
 from captcha.jobs import budget as module
-from captcha.jobs import train as experiment
 from captcha.jobs.budget import ALONE, WITH_DRAWN, BudgetRow, budget, points, table, with_labels
+from captcha.jobs.evaluate import evaluate
+from captcha.jobs.predict import predict
 from captcha.reading.recognizer import Reading
 from captcha.settings import BudgetConfig, TrainConfig
 from captcha.tracking.runs import RegistryError
@@ -187,7 +189,7 @@ def test_without_a_style_labels_alone_are_measured(folder: Path, monkeypatch: py
 @pytest.mark.slow
 def test_real_trainings_give_a_curve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "EPOCH_IMAGES", 1)
-    monkeypatch.setattr(experiment, "DRAWN_IMAGES", 40)
+    monkeypatch.setattr(sources, "DRAWN_IMAGES", 40)
     lines: list[str] = []
     rows = budget(asked(folder, labels="0,10,all", seeds=1), lines.append)
     assert [(row.arm, row.labels > 10) for row in rows] == [
@@ -201,6 +203,6 @@ def test_real_trainings_give_a_curve(folder: Path, monkeypatch: pytest.MonkeyPat
     assert MlflowClient().get_run(first).data.params["data"] == "draw:kaptcha"
     assert set(runs[2].data.params["vocabulary_used"]) >= set(runs[1].data.params["vocabulary_used"]) | set("gfynmpwx")
     # A row's model can be read with and registered by its run.
-    assert experiment.predict([folder / "11.png"], f"runs:/{rows[1].run_id}", "greedy", 10)
-    tracked = experiment.evaluate(str(folder), f"runs:/{rows[-1].run_id}", lines.append)
+    assert predict([folder / "11.png"], f"runs:/{rows[1].run_id}", "greedy", 10)
+    tracked = evaluate(str(folder), f"runs:/{rows[-1].run_id}", lines.append)
     assert tracked["n"] == 60

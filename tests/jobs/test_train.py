@@ -22,12 +22,16 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from captcha.data import samples as data
+from captcha.data import sources
 from captcha.data.folders import read_samples
 from captcha.data.samples import DataError, Sample, Split
+from captcha.data.sources import DrawnSamples, load_split
 from captcha.drawing.styles import StyleError
 from captcha.evaluation.results import Evaluation, disagreement, evaluate
+from captcha.jobs import evaluate as evaluation
 from captcha.jobs import train as experiment
-from captcha.jobs.train import TrainOutcome, load_split
+from captcha.jobs.predict import predict
+from captcha.jobs.train import TrainOutcome
 from captcha.reading.images import FRAME_STRIDE, ImageError
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
@@ -35,7 +39,7 @@ from captcha.settings import TrainConfig
 from captcha.tracking.models import TrainedModel, load_recognizer, load_trained
 from captcha.tracking.runs import RegistryError, tracked_run
 from captcha.training import loop as training
-from captcha.training.batches import DrawnSamples, endless_batches
+from captcha.training.batches import endless_batches
 from captcha.training.export import to_onnx, torch_recognizer
 from captcha.training.loop import EpochResult, TrainingError
 from captcha.training.model import Crnn
@@ -276,8 +280,8 @@ def test_training_evaluate_and_predict_give_the_same_texts(trained: Trained, fol
     tested.mkdir()
     files = [Path(shutil.copy(folder / row["file"], tested)) for row in rows]
 
-    figures = experiment.evaluate(str(tested), "models:/two-digits@champion", pytest.fail)
-    readings = experiment.predict(files, "models:/two-digits@champion", "greedy", 10)
+    figures = evaluation.evaluate(str(tested), "models:/two-digits@champion", pytest.fail)
+    readings = predict(files, "models:/two-digits@champion", "greedy", 10)
 
     assert figures == trained.outcome.figures
     run = latest_run()
@@ -299,7 +303,7 @@ def test_training_evaluate_and_predict_give_the_same_texts(trained: Trained, fol
 def test_predict_says_of_each_file_why_it_cannot_be_read(trained: Trained, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     files = [tmp_path / "absent.png", folder / "11.png", tmp_path / "text.png", tmp_path]
-    absent, reading, text, a_folder = experiment.predict(files, "models:/two-digits/1", "beam", 3)
+    absent, reading, text, a_folder = predict(files, "models:/two-digits/1", "beam", 3)
     assert isinstance(reading, Reading)
     assert [str(error) for error in (absent, a_folder)] == [
         "cannot be read: No such file or directory",
@@ -312,7 +316,7 @@ def test_an_evaluation_of_a_folder_with_errors_leaves_no_run(trained: Trained, t
     (tmp_path / "1.png").write_text("no image")
     before, lines = latest_run().info.run_id, list[str]()
     with pytest.raises(DataError, match="1 problem in the data, see above"):
-        experiment.evaluate(str(tmp_path), "models:/two-digits/1", lines.append)
+        evaluation.evaluate(str(tmp_path), "models:/two-digits/1", lines.append)
     assert "1.png" in lines[0]
     assert latest_run().info.run_id == before
 
@@ -480,7 +484,7 @@ def test_a_stuck_training_says_so_and_an_interrupted_one_is_killed(
 def test_a_parent_run_with_params_in_another_spelling_is_gone_on_with(
     tracking: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "DRAWN_IMAGES", 60)
+    monkeypatch.setattr(sources, "DRAWN_IMAGES", 60)
     monkeypatch.setattr(experiment, "endless_batches", partial(endless_batches, workers=0))  # a process takes seconds
     monkeypatch.setattr(experiment, "project_root", lambda: tracking)
     parent = MlflowClient().create_run("0")
@@ -497,7 +501,7 @@ def test_a_parent_run_with_params_in_another_spelling_is_gone_on_with(
     names = {part: dataset.name for part, dataset in inputs(run).items()}
     assert names == {part: f"draw:kaptcha-{part}" for part in ("train", "validation", "test")}
     assert Path(outcome.example).resolve().parent == tracking / "mlruns"
-    (reading,) = experiment.predict([Path(outcome.example)], "models:/drawn@champion", "greedy", 10)
+    (reading,) = predict([Path(outcome.example)], "models:/drawn@champion", "greedy", 10)
     assert isinstance(reading, Reading)
 
 
@@ -507,15 +511,15 @@ def test_a_parent_run_with_params_in_another_spelling_is_gone_on_with(
 def test_training_on_a_style_is_on_images_drawn_for_it_with_no_text_that_is_held_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(experiment, "DRAWN_IMAGES", 200)
+    monkeypatch.setattr(sources, "DRAWN_IMAGES", 200)
     asked = config(data="draw:kaptcha", batch_size=4)
     split = load_split(asked, pytest.fail)
     drawn_first = {sample.digest for sample in [*split.train, *split.validation, *split.test]}
-    assert len(drawn_first) == experiment.DRAWN_IMAGES
+    assert len(drawn_first) == sources.DRAWN_IMAGES
     held_back = {sample.text for sample in split.validation}
     trained_on: list[Sample] = []
     kept_from: list[object] = []
-    endless = experiment.drawn_samples
+    endless = sources.drawn_samples
 
     def note_what_is_kept_from(asked: TrainConfig, without: Collection[str] = ()) -> DrawnSamples:
         kept_from.append(without)
@@ -646,5 +650,5 @@ def test_the_vocabulary_holds_the_characters_that_are_drawn_beside_the_labels(fo
 def test_a_style_that_draws_what_the_model_cannot_say_is_refused(folder: Path) -> None:
     asked = config(data=str(folder), drawn="kaptcha", vocabulary="0123456789abc")
     with pytest.raises(StyleError, match=r"^the style kaptcha draws 'defgmnpwxy', which is outside the vocabulary: "):
-        experiment.drawn_samples(asked)
-    assert experiment.drawn_samples(config(data=str(folder), drawn="kaptcha", vocabulary="2345678abcdefgmnpwxyz"))
+        sources.drawn_samples(asked)
+    assert sources.drawn_samples(config(data=str(folder), drawn="kaptcha", vocabulary="2345678abcdefgmnpwxyz"))

@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 
 from captcha.data.samples import Sample
+from captcha.data.sources import DrawnSamples
 from captcha.drawing.fonts import default_fonts
 from captcha.drawing.rendering import draw
 from captcha.drawing.styles import Style, StyleError, load_style
-from captcha.training.batches import DrawnSamples, endless_batches
+from captcha.training.batches import endless_batches
 
 OUTLINED = load_style("outlined")
 FEW = Style(texts=("one", "two", "six", "ten"))
