@@ -15,6 +15,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from captcha.cli import app as cli
+from captcha.cli import commands
 from captcha.data.sources import Echo
 from captcha.jobs import evaluate as evaluation
 from captcha.jobs import predict as prediction
@@ -167,7 +168,7 @@ def test_predict_reads_a_folders_own_images_in_order_and_leaves_hidden_ones_alon
 
 
 def test_predict_has_the_recognizers_decoders_and_defaults() -> None:
-    ours, theirs = signature(cli.predict).parameters, signature(recognizer.Recognizer.read).parameters
+    ours, theirs = signature(commands.predict).parameters, signature(recognizer.Recognizer.read).parameters
     assert get_args(get_args(ours["decoder"].annotation)[0]) == get_args(recognizer.Decoder)
     assert ours["decoder"].default == theirs["decoder"].default
     assert ours["beam_width"].default == theirs["beam_width"].default

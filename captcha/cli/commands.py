@@ -1,0 +1,170 @@
+"""The commands: each parses its arguments, calls one job and prints what that gives.
+
+What is heavy (torch, MLflow, OpenCV) is imported inside the commands, so that --help answers at once.
+"""
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from captcha.cli.options import Folder, Json, Model, with_settings
+from captcha.cli.terminal import complain, print_json
+from captcha.settings import CHAMPION, MODEL_NAME, AdaptConfig, BudgetConfig, TrainConfig
+
+DEFAULTS = TrainConfig()
+
+
+@with_settings(TrainConfig)
+def train(*, as_json: Json = False, **settings: Any) -> None:
+    """Train a recogniser in a tracked run, test it, register it."""
+    config = TrainConfig(**settings)
+    from captcha.jobs import train as experiment
+
+    outcome = experiment.train(config, echo=partial(typer.echo, err=as_json))
+    if as_json:
+        names = {name: getattr(outcome, name) for name in ("run_id", "model_name", "model_version")}
+        print_json(outcome.figures | names)
+    else:
+        typer.echo(outcome.summary())
+
+
+@with_settings(AdaptConfig)
+def adapt(*, as_json: Json = False, **settings: Any) -> None:
+    """Adapt a trained model to images without labels (self-training), and register what comes of it."""
+    config = AdaptConfig(**settings)
+    from captcha.jobs import adapt as adaptation
+
+    outcome = adaptation.adapt(config, echo=partial(typer.echo, err=as_json))
+    if as_json:
+        print_json(asdict(outcome))
+    else:
+        typer.echo(outcome.summary())
+
+
+@with_settings(BudgetConfig)
+def budget(*, as_json: Json = False, **settings: Any) -> None:
+    """Measure how many labels it takes: the curve of exact match against labels, with drawn images and without."""
+    config = BudgetConfig(**settings)
+    from captcha.jobs import budget
+
+    rows = budget.budget(config, echo=partial(typer.echo, err=as_json))
+    if as_json:
+        print_json([asdict(row) for row in rows])
+
+
+def evaluate(data: Folder, model: Model = f"models:/{MODEL_NAME}@{CHAMPION}", as_json: Json = False) -> None:
+    """Measure a registered model on a folder of labelled images."""
+    from captcha.jobs.evaluate import evaluate as job
+
+    figures = job(data, model, echo=partial(typer.echo, err=as_json))
+    if as_json:
+        print_json(figures)
+    else:
+        typer.echo(
+            f"exact match {figures['exact_match']:.2%} "
+            f"(95 % interval {figures['exact_match_low']:.2%} to {figures['exact_match_high']:.2%}), "
+            f"{figures['wrong']} of {figures['n']} wrong, character error rate {figures['cer']:.2%}"
+        )
+
+
+def predict(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="images to read, or folders of them")],
+    model: Model = f"models:/{MODEL_NAME}@{CHAMPION}",
+    decoder: Annotated[
+        Literal["greedy", "beam"], typer.Option(help="greedy (most likely path), or beam (most likely text, slower)")
+    ] = "greedy",
+    beam_width: Annotated[int, typer.Option(min=1, help="texts that beam keeps at each frame")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Read images with a registered model.
+
+    Prints file, text and confidence (0 to 1), separated by tabs; ends with 1 where a file could not be read.
+    """
+    from captcha.data.folders import images_in
+    from captcha.jobs.predict import predict as job
+
+    files = [image for file in files for image in (images_in(file) if file.is_dir() else [file])]
+    readings = job(files, model, decoder, beam_width)
+    rows: list[dict[str, Any]] = []
+    for file, reading in zip(files, readings, strict=True):
+        if isinstance(reading, ValueError):
+            complain(f"{file}: {reading}")
+            rows.append({"file": str(file), "error": str(reading)})
+        else:
+            rows.append({"file": str(file)} | asdict(reading))
+            if not as_json:
+                typer.echo(f"{file}\t{reading.text}\t{reading.confidence:.4f}")
+    if as_json:
+        print_json(rows)
+    if any("error" in row for row in rows):
+        raise typer.Exit(1)
+
+
+def register(
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="run whose model to register")],
+    name: Annotated[str, typer.Option(help=TrainConfig.model_fields["name"].description)] = MODEL_NAME,
+) -> None:
+    """Register the model of a run."""
+    from captcha.tracking import registry
+
+    _, _, message = registry.register(run_id, name)
+    typer.echo(message)
+
+
+def check(
+    data: Folder,
+    vocabulary: Annotated[str, typer.Option(help="characters that labels may hold; none allows all")] = "none",
+    height: Annotated[
+        int, typer.Option(min=1, help="height in pixels that a model would get, which decides how long a label may be")
+    ] = DEFAULTS.height,
+    as_json: Json = False,
+) -> None:
+    """Say what is in a folder of labelled images and what is wrong.
+
+    Ends with 1 where an error stands in the way of training.
+    """
+    from captcha.data.folders import read_samples
+    from captcha.data.problems import format_facts, format_problems
+    from captcha.reading.images import FRAME_STRIDE
+    from captcha.reading.vocabulary import Vocabulary
+
+    characters = None if vocabulary == "none" else Vocabulary(vocabulary)
+    _, problems, facts = read_samples(Path(data), height, characters, FRAME_STRIDE)
+    if as_json:
+        sizes = {f"{w}x{h}": count for (w, h), count in facts.sizes.items()}
+        print_json(vars(facts) | {"sizes": sizes, "problems": [asdict(problem) for problem in problems]})
+    else:
+        typer.echo("\n".join(filter(None, (format_facts(facts), format_problems(problems)))))
+    if any(problem.fatal for problem in problems):
+        raise typer.Exit(1)
+
+
+def draw(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="new or empty folder to write the images to")],
+    count: Annotated[int, typer.Option(min=1, help="how many images")] = 1000,
+    style: Annotated[
+        str, typer.Option(help="kaptcha, tilted, outlined, textured, or a .toml file that describes one")
+    ] = "kaptcha",
+    seed: Annotated[int, typer.Option(min=0, help="the same seed draws the same images")] = DEFAULTS.seed,
+    fonts: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", exists=True, file_okay=False, help="draw with the .ttf and .otf fonts below it"),
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="write a PNG with some of the images")] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", exists=True, file_okay=False, help="images to show beside them on the sheet"),
+    ] = None,
+) -> None:
+    """Draw labelled captchas: a folder to train on, of a style built in or your own."""
+    if beside and not sheet:
+        raise typer.BadParameter("--beside needs --sheet, the file to show them on")
+    if sheet and (sheet.suffix.lower() != ".png" or not sheet.absolute().parent.is_dir()):
+        raise typer.BadParameter(f"--sheet must be a .png file in an existing folder, not {sheet.absolute()}")
+    from captcha.jobs.draw import draw as draw_captchas
+
+    echo = partial(typer.echo, err=True)
+    typer.echo(draw_captchas(out, style, count, seed, fonts=fonts, sheet=sheet, beside=beside, echo=echo))
