@@ -1,7 +1,40 @@
-"""Train, track, register and serve recognisers of text CAPTCHAs (CRNN + CTC) with MLflow."""
+"""Train, track, register and serve recognisers of text CAPTCHAs (CRNN + CTC) with MLflow.
+
+To read images from Python:
+
+    import captcha
+    reader = captcha.load("models:/captcha-crnn@champion")
+    reader.read("image.png").text
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from captcha.reading.recognizer import Recognizer
 
 __version__ = "0.1.0"
+__all__ = ["CaptchaError", "__version__", "load"]
 
 
 class CaptchaError(ValueError):
     """What a person caused and can mend, in one line: what is wrong, where, what to do."""
+
+
+def load(model: "str | Path") -> "Recognizer":
+    """Return the recognizer of a model; its `read` takes a path, bytes, an array (H, W, 3) RGB, a PIL image, or a list.
+
+    Args:
+        model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a recognizer's folder, read without MLflow.
+
+    Raises:
+        CaptchaError: there is no such model, or its files are damaged.
+    """
+    # Imported as they are needed: `import captcha` itself brings nothing heavy.
+    if Path(model).is_dir():
+        from captcha.reading.recognizer import Recognizer
+
+        return Recognizer.load(Path(model))
+    from captcha.tracking.models import load_recognizer
+
+    return load_recognizer(str(model))

@@ -1,4 +1,4 @@
-"""MLproject against TrainConfig and the command line. MLflow itself composes the commands; none is run by it here."""
+"""MLproject against TrainSettings and the command line. MLflow itself composes the commands; none is run by it here."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,24 +15,24 @@ from hypothesis import strategies as st
 from mlflow.projects.utils import load_project
 
 from captcha.cli import app as cli
-from captcha.data.sources import Echo
-from captcha.jobs import train as experiment
-from captcha.settings import CHAMPION, MODEL_NAME, TrainConfig
+from captcha.cli import commands
+from captcha.jobs import train
+from captcha.settings import CHAMPION, MODEL_NAME, TrainSettings
 
 ROOT = Path(__file__).parent.parent
 PROJECT = load_project(str(ROOT))
 ENTRY_POINTS: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
 
 
-def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainConfig:
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainSettings:
     """Return the configuration that a command line asks to train; a stand-in takes the place of the training."""
-    configs: list[TrainConfig] = []
+    configs: list[TrainSettings] = []
 
-    def stand_in(config: TrainConfig, echo: Echo) -> SimpleNamespace:
-        configs.append(config)
-        return SimpleNamespace(summary=lambda: "done")
+    def stand_in(settings: TrainSettings) -> None:
+        configs.append(settings)
 
-    monkeypatch.setattr(experiment, "train", stand_in)
+    monkeypatch.setattr(train, "train", stand_in)
+    monkeypatch.setattr(commands, "train_summary", lambda outcome: "done")
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 0
@@ -58,7 +57,7 @@ def arguments_of(entry_point: str, folder: Path, **parameters: str) -> tuple[lis
     return arguments[2:], pretrained
 
 
-def config_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **parameters: str) -> TrainConfig:
+def config_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **parameters: str) -> TrainSettings:
     """Return the configuration that `mlflow run . -P …` asks to train."""
     arguments, pretrained = arguments_of("main", folder, **parameters)
     monkeypatch.setenv("CAPTCHA_PRETRAINED", str(pretrained))
@@ -67,10 +66,10 @@ def config_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **parameters: str) 
 
 def test_main_has_the_names_and_written_defaults_of_the_config() -> None:
     defaults = {name: parameter["default"] for name, parameter in ENTRY_POINTS["main"]["parameters"].items()}
-    # As TrainConfig and MLflow write them: log_params may then repeat a parameter that mlflow run has logged.
+    # As TrainSettings and MLflow write them: log_params may then repeat a parameter that mlflow run has logged.
     written = {
         name: "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        for name, value in TrainConfig().model_dump().items()
+        for name, value in TrainSettings().model_dump().items()
     }
     assert defaults == written
 
@@ -83,7 +82,7 @@ def test_every_parameter_is_a_string_and_is_used() -> None:
 
 
 def test_main_alone_trains_with_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert config_of(monkeypatch, tmp_path) == TrainConfig()
+    assert config_of(monkeypatch, tmp_path) == TrainSettings()
 
 
 @pytest.mark.parametrize(  # two starts that exclude each other
@@ -108,16 +107,17 @@ def test_main_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "dropout": "0.2",
         "patience": "4",
         "seed": "5",
+        "image_memory": "7",
     }
-    assert set(wanted) == set(TrainConfig.model_fields)
-    assert config_of(monkeypatch, tmp_path, **wanted) == TrainConfig.model_validate(wanted)
+    assert set(wanted) == set(TrainSettings.model_fields)
+    assert config_of(monkeypatch, tmp_path, **wanted) == TrainSettings.model_validate(wanted)
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(vocabulary=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8))
 def test_any_vocabulary_survives_the_shell(vocabulary: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     arguments, _ = arguments_of("main", tmp_path, vocabulary=vocabulary)
-    assert run_command(monkeypatch, *arguments) == TrainConfig(vocabulary=vocabulary)
+    assert run_command(monkeypatch, *arguments) == TrainSettings(vocabulary=vocabulary)
 
 
 def test_a_misspelt_parameter_is_refused_by_name(

@@ -6,14 +6,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
 
-from captcha import CaptchaError
+from captcha import CaptchaError, __version__
 from captcha.cli import commands
-from captcha.cli.terminal import complain
+from captcha.cli.terminal import complain, show_messages
 
 # Exit codes by which a shell knows what ended a program.
 HANG_UP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
@@ -21,7 +21,6 @@ ENDED = {128 + HANG_UP: "hung up", 128 + signal.SIGINT: "interrupted", 128 + sig
 
 app = typer.Typer(
     help="Train, track, register and serve recognisers of text CAPTCHAs (CRNN + CTC) with MLflow.",
-    add_completion=False,
     rich_markup_mode=None,  # plain lines, and no import of rich
     pretty_exceptions_enable=False,
 )
@@ -38,11 +37,27 @@ for command in (
     app.command()(command)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"captcha {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and exit", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Do what stands before any command."""
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command that the arguments name and exit.
 
     0: done; 1: done, with complaints; 2: one line says why not; 129, 130, 143: ended by SIGHUP, Ctrl-C, SIGTERM.
     """
+    show_messages()
     # An exception rather than death: the tracked run can end as KILLED.
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(HANG_UP) is not signal.SIG_IGN:  # which it is under nohup

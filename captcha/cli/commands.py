@@ -4,75 +4,92 @@ What is heavy (torch, MLflow, OpenCV) is imported inside the commands, so that -
 """
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from captcha.cli.options import Folder, Json, Model, with_settings
-from captcha.cli.terminal import complain, print_json
-from captcha.settings import CHAMPION, MODEL_NAME, AdaptConfig, BudgetConfig, TrainConfig
+from captcha.cli.options import DataArgument, Json, Model, with_settings
+from captcha.cli.terminal import (
+    LINES,
+    adapt_summary,
+    budget_table,
+    complain,
+    evaluation_line,
+    print_json,
+    train_summary,
+)
+from captcha.settings import (
+    CHAMPION_URI,
+    MODEL_NAME,
+    NONE,
+    AdaptSettings,
+    BudgetSettings,
+    TrainSettings,
+)
 
-DEFAULTS = TrainConfig()
+DEFAULTS = TrainSettings()
 
 
-@with_settings(TrainConfig)
+@with_settings(TrainSettings)
 def train(*, as_json: Json = False, **settings: Any) -> None:
     """Train a recogniser in a tracked run, test it, register it."""
-    config = TrainConfig(**settings)
-    from captcha.jobs import train as experiment
+    LINES.on_stderr = as_json
+    checked = TrainSettings(**settings)
+    from captcha.jobs.train import train as job
 
-    outcome = experiment.train(config, echo=partial(typer.echo, err=as_json))
+    outcome = job(checked)
     if as_json:
         names = {name: getattr(outcome, name) for name in ("run_id", "model_name", "model_version")}
-        print_json(outcome.figures | names)
+        print_json(outcome.metrics | names)
     else:
-        typer.echo(outcome.summary())
+        typer.echo(train_summary(outcome))
 
 
-@with_settings(AdaptConfig)
+@with_settings(AdaptSettings)
 def adapt(*, as_json: Json = False, **settings: Any) -> None:
     """Adapt a trained model to images without labels (self-training), and register what comes of it."""
-    config = AdaptConfig(**settings)
-    from captcha.jobs import adapt as adaptation
+    LINES.on_stderr = as_json
+    checked = AdaptSettings(**settings)
+    from captcha.jobs.adapt import adapt as job
 
-    outcome = adaptation.adapt(config, echo=partial(typer.echo, err=as_json))
+    outcome = job(checked)
     if as_json:
         print_json(asdict(outcome))
     else:
-        typer.echo(outcome.summary())
+        typer.echo(adapt_summary(outcome))
 
 
-@with_settings(BudgetConfig)
+@with_settings(BudgetSettings)
 def budget(*, as_json: Json = False, **settings: Any) -> None:
     """Measure how many labels it takes: the curve of exact match against labels, with drawn images and without."""
-    config = BudgetConfig(**settings)
-    from captcha.jobs import budget
+    LINES.on_stderr = as_json
+    checked = BudgetSettings(**settings)
+    from captcha.jobs.budget import budget as job
+    from captcha.jobs.budget import points
 
-    rows = budget.budget(config, echo=partial(typer.echo, err=as_json))
+    rows = job(checked)
     if as_json:
         print_json([asdict(row) for row in rows])
+    else:
+        typer.echo(budget_table(points(rows)))
 
 
-def evaluate(data: Folder, model: Model = f"models:/{MODEL_NAME}@{CHAMPION}", as_json: Json = False) -> None:
+def evaluate(data: DataArgument, model: Model = CHAMPION_URI, as_json: Json = False) -> None:
     """Measure a registered model on a folder of labelled images."""
+    LINES.on_stderr = as_json
     from captcha.jobs.evaluate import evaluate as job
 
-    figures = job(data, model, echo=partial(typer.echo, err=as_json))
+    metrics = job(data, model)
     if as_json:
-        print_json(figures)
+        print_json(metrics)
     else:
-        typer.echo(
-            f"exact match {figures['exact_match']:.2%} "
-            f"(95 % interval {figures['exact_match_low']:.2%} to {figures['exact_match_high']:.2%}), "
-            f"{figures['wrong']} of {figures['n']} wrong, character error rate {figures['cer']:.2%}"
-        )
+        typer.echo(evaluation_line(metrics))
 
 
 def predict(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="images to read, or folders of them")],
-    model: Model = f"models:/{MODEL_NAME}@{CHAMPION}",
+    model: Model = CHAMPION_URI,
     decoder: Annotated[
         Literal["greedy", "beam"], typer.Option(help="greedy (most likely path), or beam (most likely text, slower)")
     ] = "greedy",
@@ -83,6 +100,7 @@ def predict(
 
     Prints file, text and confidence (0 to 1), separated by tabs; ends with 1 where a file could not be read.
     """
+    LINES.on_stderr = as_json
     from captcha.data.folders import images_in
     from captcha.jobs.predict import predict as job
 
@@ -91,7 +109,7 @@ def predict(
     rows: list[dict[str, Any]] = []
     for file, reading in zip(files, readings, strict=True):
         if isinstance(reading, ValueError):
-            complain(f"{file}: {reading}")
+            complain(str(reading))
             rows.append({"file": str(file), "error": str(reading)})
         else:
             rows.append({"file": str(file)} | asdict(reading))
@@ -105,18 +123,18 @@ def predict(
 
 def register(
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="run whose model to register")],
-    name: Annotated[str, typer.Option(help=TrainConfig.model_fields["name"].description)] = MODEL_NAME,
+    name: Annotated[str, typer.Option(help=TrainSettings.model_fields["name"].description)] = MODEL_NAME,
 ) -> None:
     """Register the model of a run."""
-    from captcha.tracking import registry
+    from captcha.tracking.registry import register as job
 
-    _, _, message = registry.register(run_id, name)
+    _, _, message = job(run_id, name)
     typer.echo(message)
 
 
 def check(
-    data: Folder,
-    vocabulary: Annotated[str, typer.Option(help="characters that labels may hold; none allows all")] = "none",
+    data: DataArgument,
+    vocabulary: Annotated[str, typer.Option(help="characters that labels may hold; none allows all")] = NONE,
     height: Annotated[
         int, typer.Option(min=1, help="height in pixels that a model would get, which decides how long a label may be")
     ] = DEFAULTS.height,
@@ -126,13 +144,14 @@ def check(
 
     Ends with 1 where an error stands in the way of training.
     """
+    LINES.on_stderr = as_json
     from captcha.data.folders import read_samples
     from captcha.data.problems import format_facts, format_problems
-    from captcha.reading.images import FRAME_STRIDE
+    from captcha.data.samples import ImageMemory
     from captcha.reading.vocabulary import Vocabulary
 
-    characters = None if vocabulary == "none" else Vocabulary(vocabulary)
-    _, problems, facts = read_samples(Path(data), height, characters, FRAME_STRIDE)
+    characters = None if vocabulary == NONE else Vocabulary(vocabulary)
+    _, problems, facts = read_samples(Path(data), height, characters, memory=ImageMemory(0))
     if as_json:
         sizes = {f"{w}x{h}": count for (w, h), count in facts.sizes.items()}
         print_json(vars(facts) | {"sizes": sizes, "problems": [asdict(problem) for problem in problems]})
@@ -164,7 +183,7 @@ def draw(
         raise typer.BadParameter("--beside needs --sheet, the file to show them on")
     if sheet and (sheet.suffix.lower() != ".png" or not sheet.absolute().parent.is_dir()):
         raise typer.BadParameter(f"--sheet must be a .png file in an existing folder, not {sheet.absolute()}")
-    from captcha.jobs.draw import draw as draw_captchas
+    LINES.on_stderr = True
+    from captcha.jobs.draw import draw as job
 
-    echo = partial(typer.echo, err=True)
-    typer.echo(draw_captchas(out, style, count, seed, fonts=fonts, sheet=sheet, beside=beside, echo=echo))
+    typer.echo(job(out, style, count, seed, fonts=fonts, sheet=sheet, beside=beside))

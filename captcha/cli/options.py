@@ -7,38 +7,47 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import BaseModel
+
+from captcha.settings import NONE, Folder, Settings, written
 
 
-def _existing_folder(value: str) -> str:
-    """Return the folder's name, or say which absolute path was looked at."""
-    folder = Path(value)
-    if value and (folder.is_dir() or value == "none" or value.startswith("draw:")):
+def existing(value: str) -> str:
+    """Return what a person wrote for images, or say what is wrong with it, with the absolute path looked at."""
+    from captcha.data.sources import parse_source
+
+    if value == NONE:
         return value
     if not value:
         raise typer.BadParameter("it is empty, name a folder")
-    message = f"{'not a folder' if folder.exists() else 'no such folder'}: {folder.absolute()}"
-    if "MLFLOW_RUN_ID" in os.environ and not folder.is_absolute():  # `mlflow run` does not tell where it was called
-        message += " (under mlflow run a relative path starts at the project; give an absolute one)"
-    raise typer.BadParameter(message)
+    try:
+        parse_source(value)
+    except ValueError as error:
+        message = str(error)
+        if "MLFLOW_RUN_ID" in os.environ and not Path(value).is_absolute():  # `mlflow run` hides where it was called
+            message += " (under mlflow run a relative path starts at the project; give an absolute one)"
+        raise typer.BadParameter(message) from None
+    return value
 
 
-Folder = Annotated[
+DataArgument = Annotated[
     str,
     typer.Argument(
         metavar="DIR",
-        callback=_existing_folder,
+        callback=existing,
         help="folder of images named by their label (2b827.png), or with a labels.csv (file,label)",
     ),
 ]
 Model = Annotated[
-    str, typer.Option(help="model to read with: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
+    str,
+    typer.Option(
+        help="model to read with: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a recognizer's folder"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON alone; all else goes to standard error")]
 
 
-def with_settings(config: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each field of a configuration, its default and help included, as **settings.
+def with_settings(settings: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each setting, its default and help included, as **settings.
 
     What has no default is an argument, a folder.
     """
@@ -46,20 +55,20 @@ def with_settings(config: type[BaseModel]) -> Callable[[Callable[..., None]], Ca
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is p.KEYWORD_ONLY]
         options = []
-        for name, field in config.model_fields.items():
-            is_folder = name.endswith("data")
+        for name, field in settings.model_fields.items():
+            names_images = any(isinstance(mark, Folder) for mark in field.metadata)
             if field.is_required():
-                option = typer.Argument(metavar="DIR", help=field.description, callback=_existing_folder)
+                option = typer.Argument(metavar="DIR", help=field.description, callback=existing)
             else:
                 option = typer.Option(
-                    "none" if field.default is None else field.default,
+                    written(field.default),
                     help=field.description,
-                    callback=_existing_folder if is_folder else None,
+                    callback=existing if names_images else None,
                     # MLproject passes a value, not a flag; only for it, so help does not show the variable.
                     envvar=f"CAPTCHA_{name.upper()}" if field.annotation is bool else None,
                     show_envvar=False,
                 )
-            annotation = str if is_folder else field.annotation
+            annotation = str if names_images else field.annotation
             options.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
             )

@@ -1,25 +1,41 @@
-"""A labelled folder, read: images named by their label or listed in a labels.csv, and all that is wrong with them."""
+"""A labelled folder, read and written: images named by their label, or listed in a labels.csv; what is wrong there."""
 
 import csv
+import math
 import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path, PurePath
 
 import cv2
 
-from captcha.data.problems import Decoded, Facts, Problem, copies, facts_of, label_problems
-from captcha.data.samples import DataError, Sample, pixel_digest
+from captcha.data.problems import Facts, Problem, copies, facts_of, label_problems
+from captcha.data.samples import DataError, ImageFolder, ImageMemory, Sample, pixel_digest
 from captcha.reading.images import MAX_BYTES, Image, ImageError, decode_image, image_format, resize_to_height
 from captcha.reading.vocabulary import Vocabulary
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif"})
 LABELS_FILE = "labels.csv"
 NAME = r"[\w-]{1,60}"  # texts that every file system takes as a name
+DECODED_AT_ONCE = 256
+
+Progress = Callable[[int, int], object]
+"""Called with (images read, images in all) after each image."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A readable image: its sample without a text, its size (width, height) in the file, its width once resized."""
+
+    sample: Sample
+    size: tuple[int, int]
+    width: int
+    format: str
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -31,8 +47,8 @@ def read_samples(
     folder: Path,
     height: int,
     vocabulary: Vocabulary | None = None,
-    frame_stride: int | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
+    memory: ImageMemory | None = None,
 ) -> tuple[list[Sample], list[Problem], Facts]:
     """Return the samples of a folder without those that have a problem, all its problems, and its facts.
 
@@ -43,8 +59,8 @@ def read_samples(
         folder: where the images lie; without labels.csv its top level only is read.
         height: pixels that every image is resized to.
         vocabulary: characters a label may hold; None allows all.
-        frame_stride: image columns for one of the model's frames; None leaves lengths unchecked.
-        progress: called with (images read, images in all) after each image.
+        progress: told of each image.
+        memory: keeps the pixels of the first images; those beyond it are read anew each time. None keeps all.
 
     Raises:
         DataError: if there is no such folder, or it holds no images, or its labels.csv cannot be read.
@@ -53,71 +69,86 @@ def read_samples(
     _refuse_unreadable(folder)
     problems: list[Problem] = []
     texts = _listed_texts(folder, problems) if (folder / LABELS_FILE).is_file() else _named_texts(folder, problems)
-    decoded = _decode_all(folder, list(texts), height, problems, progress)
-
+    found = _find_all(folder, list(texts), height, problems, progress, memory)
     for name, text in texts.items():
-        width = decoded[name].image.shape[1] if name in decoded else None
-        problems += label_problems(name, text, width, vocabulary, frame_stride)
-    problems += copies({name: texts[name] for name in decoded}, decoded)
-
+        problems += label_problems(name, text, found[name].width if name in found else None, vocabulary)
+    readable = {name: texts[name] for name in found}
+    problems += copies(readable, {name: each.sample.digest for name, each in found.items()})
     left_out = {problem.file for problem in problems}
-    samples = [Sample(n, texts[n], d.image, d.digest) for n, d in decoded.items() if n not in left_out]
-    return samples, sorted(problems, key=lambda p: (not p.fatal, p.kind, p.file)), facts_of(texts, decoded)
+    samples = [
+        Sample(name, texts[name], each.sample.pixels, each.sample.digest)
+        for name, each in found.items()
+        if name not in left_out
+    ]
+    facts = facts_of(
+        list(readable.values()), (each.size for each in found.values()), (f.format for f in found.values())
+    )
+    return samples, sorted(problems, key=lambda p: (not p.fatal, p.kind, p.file)), facts
 
 
 def read_images(
-    folder: Path, height: int, progress: Callable[[int, int], object] | None = None
+    folder: Path, height: int, progress: Progress | None = None, memory: ImageMemory | None = None
 ) -> tuple[list[Sample], list[Problem]]:
     """Return the images of a folder's top level as samples without a text, and those that cannot be read or are copies.
 
-    No file name and no labels.csv is taken for a label.
+    No file name and no labels.csv is taken for a label. The arguments are those of `read_samples`.
 
     Raises:
         DataError: if there is no such folder, or it holds no images.
     """
     _refuse_unreadable(folder)
     problems: list[Problem] = []
-    texts = dict.fromkeys(_named_texts(folder, problems), "")
-    decoded = _decode_all(folder, list(texts), height, problems, progress)
-    problems += copies({name: "" for name in decoded}, decoded)
+    names = list(_named_texts(folder, problems))
+    found = _find_all(folder, names, height, problems, progress, memory)
+    problems += copies(dict.fromkeys(found, ""), {name: each.sample.digest for name, each in found.items()})
     left_out = {problem.file for problem in problems}
-    return [Sample(n, "", d.image, d.digest) for n, d in decoded.items() if n not in left_out], problems
+    return [each.sample for name, each in found.items() if name not in left_out], problems
 
 
-def _decode_all(
+def _find_all(
     folder: Path,
     names: Sequence[str],
     height: int,
     problems: list[Problem],
-    progress: Callable[[int, int], object] | None,
-) -> dict[str, Decoded]:
+    progress: Progress | None,
+    memory: ImageMemory | None,
+) -> dict[str, _Found]:
     """Return the readable images by name, noting the others."""
-    decoded: dict[str, Decoded] = {}
-    with ThreadPoolExecutor() as pool:  # OpenCV lets other threads run while it decodes
-        results = pool.map(lambda name: _decode(folder / name, height), names)
-        for done, (name, result) in enumerate(zip(names, results, strict=True), start=1):
-            if isinstance(result, str):
-                problems.append(Problem(name, "unreadable image", result, fatal=True))
-            else:
-                decoded[name] = result
-            if progress:
-                progress(done, len(names))
-    return decoded
+    again = ImageFolder(folder, height)
+    memory = memory or ImageMemory(math.inf)
+    found: dict[str, _Found] = {}
+    for done, (name, result) in enumerate(_decode_all(folder, names), start=1):
+        if isinstance(result, str):
+            problems.append(Problem(name, "unreadable image", result, fatal=True))
+        else:
+            image, form = result
+            resized = resize_to_height(image, height)
+            pixels = resized if memory.holds(resized) else again
+            size = (image.shape[1], image.shape[0])
+            found[name] = _Found(Sample(name, "", pixels, pixel_digest(image)), size, resized.shape[1], form)
+        if progress:
+            progress(done, len(names))
+    return found
 
 
-def _decode(path: Path, height: int) -> Decoded | str:
-    """Return the decoded image, or what is wrong with it."""
+def _decode_all(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, tuple[Image, str] | str]]:
+    """Yield each name with its image and format, or what is wrong with it."""
+    with ThreadPoolExecutor() as pool:  # other threads run while one decodes
+        for start in range(0, len(names), DECODED_AT_ONCE):  # so few wait for their turn, decoded
+            part = names[start : start + DECODED_AT_ONCE]
+            yield from zip(part, pool.map(lambda name: _decode(folder / name), part), strict=True)
+
+
+def _decode(path: Path) -> tuple[Image, str] | str:
+    """Return the decoded image and its format, or what is wrong with it."""
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
-        image = decode_image(data)
+        return decode_image(data), image_format(data)
     except ImageError as error:
         return str(error)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    rows, columns = image.shape[:2]
-    resized = resize_to_height(image, height)
-    return Decoded(resized, pixel_digest(image), (columns, rows), image_format(data))
 
 
 def _refuse_unreadable(folder: Path) -> None:

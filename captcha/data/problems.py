@@ -2,14 +2,14 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median_low
 
 from captcha.data.samples import Sample
 from captcha.reading.ctc import frames_needed
-from captcha.reading.images import Image, padded_width
+from captcha.reading.images import frames
 from captcha.reading.vocabulary import Vocabulary
 
 PROBLEMS_SHOWN = 20
@@ -42,33 +42,20 @@ class Facts:
     with_repeats: int  # images whose text has the same character twice in a row
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A readable image, resized, and what its file says of it."""
-
-    image: Image
-    digest: str
-    size: tuple[int, int]
-    format: str
-
-
-def facts_of(texts: dict[str, str], decoded: dict[str, Decoded]) -> Facts:
-    """Return the facts of the readable images."""
-    read = [texts[name] for name in decoded]
+def facts_of(texts: Sequence[str], sizes: Iterable[tuple[int, int]], formats: Iterable[str]) -> Facts:
+    """Return the facts of images with these texts, sizes and formats."""
     return Facts(
-        images=len(read),
-        texts=len(set(read)),
-        sizes=Counter(d.size for d in decoded.values()),
-        formats=Counter(d.format for d in decoded.values()),
-        lengths=Counter(map(len, read)),
-        characters=Counter("".join(read)),
-        with_repeats=sum(any(a == b for a, b in pairwise(text)) for text in read),
+        images=len(texts),
+        texts=len(set(texts)),
+        sizes=Counter(sizes),
+        formats=Counter(formats),
+        lengths=Counter(map(len, texts)),
+        characters=Counter(character for text in texts for character in text),
+        with_repeats=sum(any(a == b for a, b in pairwise(text)) for text in texts),
     )
 
 
-def label_problems(
-    name: str, text: str, width: int | None, vocabulary: Vocabulary | None, frame_stride: int | None
-) -> list[Problem]:
+def label_problems(name: str, text: str, width: int | None, vocabulary: Vocabulary | None) -> list[Problem]:
     """Return what is wrong with the label of an image of this width once resized; None where it is not readable."""
     if not text.strip():
         return [Problem(name, "empty label", "the label is empty", fatal=True)]
@@ -80,20 +67,20 @@ def label_problems(
     if vocabulary and (missing := vocabulary.missing(text)):
         message = f"the label {text!r} has characters outside the vocabulary: {missing!r}"
         problems.append(Problem(name, "outside the vocabulary", message, fatal=True))
-    if frame_stride and width:
-        frames = padded_width(width) // frame_stride
-        if (needed := frames_needed([ord(character) for character in text])) > frames:
-            message = f"the label {text!r} needs {needed} frames, the image's width gives {frames}"
+    if width:
+        available = frames(width)
+        if (needed := frames_needed([ord(character) for character in text])) > available:
+            message = f"the label {text!r} needs {needed} frames, the image's width gives {available}"
             problems.append(Problem(name, "label too long", message, fatal=True))
     return problems
 
 
-def copies(texts: dict[str, str], decoded: dict[str, Decoded]) -> list[Problem]:
-    """Return a problem for each image whose pixels stand under an earlier name: fatal if the texts differ."""
+def copies(texts: Mapping[str, str], digests: Mapping[str, str]) -> list[Problem]:
+    """Return a problem for each image, by name, whose pixels stand under an earlier name: fatal if the texts differ."""
     problems = []
     first: dict[str, str] = {}
     for name, text in texts.items():
-        original = first.setdefault(decoded[name].digest, name)
+        original = first.setdefault(digests[name], name)
         if original == name:
             continue
         if texts[original] == text:
@@ -133,23 +120,26 @@ def format_facts(facts: Facts) -> str:
     """Return the facts as a short table for the terminal."""
     if not facts.images:
         return "images      none readable"
-    widths, heights = zip(*facts.sizes.elements(), strict=True)
-    size = "always" if len(facts.sizes) == 1 else f"{len(facts.sizes)} different ones; median"
-    size += f" {median_low(widths)} x {median_low(heights)} pixels"
-    if len(facts.sizes) > 1:
-        size += f", widths {min(widths)} to {max(widths)}, heights {min(heights)} to {max(heights)}"
     rows = [
         ("images", f"{facts.images} with {facts.texts} different labels"),
         ("formats", ", ".join(f"{name} {count}" for name, count in facts.formats.most_common())),
-        ("sizes", size),
+        ("sizes", _sizes(facts.sizes)),
         ("lengths", ", ".join(f"{length} characters {count}" for length, count in sorted(facts.lengths.items()))),
         ("repeats", f"{facts.with_repeats / facts.images:.1%} of labels have a character twice in a row"),
         ("characters", f"{len(facts.characters)}, from the most to the least frequent"),
     ]
-    counts = facts.characters.most_common()
-    cells = [f"{_visible(character):>4} {count:<6}" for character, count in counts]
+    cells = [f"{_visible(character):>4} {count:<6}" for character, count in facts.characters.most_common()]
     rows += [("", "".join(cells[start : start + 8]).rstrip()) for start in range(0, len(cells), 8)]
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
+
+
+def _sizes(sizes: Counter[tuple[int, int]]) -> str:
+    widths, heights = zip(*sizes.elements(), strict=True)
+    median = f"{median_low(widths)} x {median_low(heights)} pixels"
+    if len(sizes) == 1:
+        return f"always {median}"
+    ranges = f"widths {min(widths)} to {max(widths)}, heights {min(heights)} to {max(heights)}"
+    return f"{len(sizes)} different ones; median {median}, {ranges}"
 
 
 def _visible(character: str) -> str:

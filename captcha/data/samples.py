@@ -3,9 +3,10 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from captcha import CaptchaError
-from captcha.reading.images import Image
+from captcha.reading.images import Image, ImageError, load_image, resize_to_height
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.8, 0.1
 LABELS_TO_SPLIT = 20  # different labels; with fewer a tenth of them is nothing to measure on
@@ -16,17 +17,59 @@ class DataError(CaptchaError):
 
 
 @dataclass(frozen=True)
+class ImageFolder:
+    """A folder whose images are decoded each time they are asked for, and resized to a height in pixels."""
+
+    path: Path
+    height: int
+
+    def read(self, name: str) -> Image:
+        """Return an image, (height, W, 3) uint8 RGB.
+
+        Raises:
+            DataError: the file is no longer the image that it was.
+        """
+        try:
+            return resize_to_height(load_image(self.path / name), self.height)
+        except ImageError as error:
+            raise DataError(str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled image, decoded and resized once: (height, W, 3) uint8 RGB."""
+    """One labelled image of a model's height. `pixels` are the image itself, or the folder that it is read from."""
 
     name: str
     text: str
-    image: Image = field(repr=False)
-    digest: str = ""  # of the pixels before they were resized, so of the file whatever the height; else of `image`
+    pixels: Image | ImageFolder = field(repr=False)
+    digest: str = ""  # of the pixels before they were resized, so of the file whatever the height; else of `pixels`
 
     def __post_init__(self) -> None:
         if not self.digest:
             object.__setattr__(self, "digest", pixel_digest(self.image))
+
+    @property
+    def kept(self) -> bool:
+        """Whether the image is in memory."""
+        return not isinstance(self.pixels, ImageFolder)
+
+    @property
+    def image(self) -> Image:
+        """The image, (height, W, 3) uint8 RGB. Raises DataError where it must be read and can no longer be."""
+        return self.pixels.read(self.name) if isinstance(self.pixels, ImageFolder) else self.pixels
+
+
+class ImageMemory:
+    """What is left of the memory, given in MB of 1,000,000 bytes, that decoded images may take; inf sets no bound."""
+
+    def __init__(self, megabytes: float) -> None:
+        self.bytes_left = megabytes * 1e6
+
+    def holds(self, image: Image) -> bool:
+        """Tell whether an image still fits, and count it in where it does."""
+        fits = image.nbytes <= self.bytes_left
+        self.bytes_left -= image.nbytes if fits else 0
+        return fits
 
 
 @dataclass(frozen=True)
@@ -61,7 +104,7 @@ def split(samples: Sequence[Sample], seed: int) -> Split:
         )
     sides: dict[str, list[Sample]] = {"training": [], "validation": [], "test": []}
     for sample in samples:
-        number = share(seed, sample.text)
+        number = unit_hash(seed, sample.text)
         in_training, in_validation = number < TRAIN_SHARE, number < TRAIN_SHARE + VALIDATION_SHARE
         sides["training" if in_training else "validation" if in_validation else "test"].append(sample)
     for side, members in sides.items():
@@ -73,7 +116,7 @@ def split(samples: Sequence[Sample], seed: int) -> Split:
     return Split(sides["training"], sides["validation"], sides["test"])
 
 
-def share(seed: int, name: str) -> float:
+def unit_hash(seed: int, name: str) -> float:
     """Return a number from 0 to 1, evenly spread, that follows from the seed and the name alone."""
     return int(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:16], 16) / 2**64
 

@@ -1,67 +1,151 @@
-"""Where samples come from: a labelled folder, or a style that draws them."""
+"""Where samples come from: a labelled folder, or a style that draws them. Parsed once, from what a person writes."""
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from captcha.data import samples as data
 from captcha.data.folders import read_images, read_samples
 from captcha.data.problems import Problem, format_problems, leaks
-from captcha.data.samples import DataError, Sample, Split, pixel_digest
+from captcha.data.samples import DataError, ImageMemory, Sample, Split, pixel_digest, split
 from captcha.drawing.fonts import default_fonts, fonts_for
 from captcha.drawing.rendering import draw_one
 from captcha.drawing.styles import Style, StyleError, load_style
-from captcha.reading.images import FRAME_STRIDE, resize_to_height
+from captcha.reading.images import resize_to_height
 from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 DRAWN_IMAGES = 2500
-"""How many images `draw:STYLE` draws and splits: validation, test, and an epoch's worth, which training goes beyond."""
+"""How many images a style draws and splits: validation, test, and an epoch's worth, which training goes beyond."""
 
 REDRAWN = 1 << 40  # far beyond any training's images
 
-Echo = Callable[[str], None]
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of images; `written` is how the person named it."""
+
+    written: str
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(self.written)
+
+    @property
+    def short_name(self) -> str:
+        """The last part of its path."""
+        return self.path.resolve().name
+
+    def samples(
+        self,
+        height: int,
+        vocabulary: Vocabulary | None = None,
+        memory: ImageMemory | None = None,
+        labelled: bool = True,
+    ) -> list[Sample]:
+        """Return its samples, resized to the height, while a bar shows how far it is; log all problems.
+
+        Raises:
+            DataError: the folder has problems that stand in the way of training.
+        """
+        with tqdm(desc=f"reading {self.written}", unit="image", disable=None, leave=False) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            if labelled:
+                samples, problems, _ = read_samples(self.path, height, vocabulary, progress, memory)
+            else:
+                samples, problems = read_images(self.path, height, progress, memory)
+        refuse(problems)
+        return samples
 
 
-def short_name(folder: str) -> str:
-    """Return the last part of a folder's path, or draw:STYLE as it is."""
-    return folder if folder.startswith("draw:") else Path(folder).resolve().name
+@dataclass(frozen=True)
+class Drawn:
+    """Images drawn in a style; `name` is a built-in style's, or a TOML file's."""
+
+    name: str
+    style: Style
+
+    @property
+    def written(self) -> str:
+        """How a person names it as data."""
+        return f"{_PREFIX}{self.name}"
+
+    short_name = written
+
+    def samples(
+        self, height: int, seed: int, without: Collection[str] = frozenset(), vocabulary: Vocabulary | None = None
+    ) -> "DrawnSamples":
+        """Return its samples without end, resized to the height; a text in `without` is never among them.
+
+        Raises:
+            StyleError: it draws characters outside the vocabulary.
+            FontError: no font can draw it.
+        """
+        if vocabulary and (missing := vocabulary.missing(self.style.alphabet)):
+            raise StyleError(
+                f"the style {self.name} draws {missing!r}, which is outside the vocabulary: take the style that the "
+                "model was trained on, or one of your own without these characters"
+            )
+        fonts, _ = fonts_for(self.style, default_fonts())
+        return DrawnSamples(self.style, fonts, height, seed, frozenset(without))
 
 
-def read_folder(
-    folder: str, height: int, vocabulary: Vocabulary | None, echo: Echo, labelled: bool = True
-) -> list[Sample]:
-    """Return the samples of a folder, resized to the height, while a bar shows how far it is.
+Source = Folder | Drawn
+_PREFIX = "draw:"
+
+
+def parse_source(written: str) -> Source:
+    """Return the source that a person has written: a folder, or draw:STYLE.
 
     Raises:
-        DataError: the folder has problems; all of them are echoed first.
+        DataError: there is no such folder.
+        StyleError: there is no such style, or its file describes none.
     """
-    with tqdm(desc=f"reading {folder}", unit="image", disable=None, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        if labelled:
-            samples, problems, _ = read_samples(Path(folder), height, vocabulary, FRAME_STRIDE, progress)
-        else:
-            samples, problems = read_images(Path(folder), height, progress)
-    _refuse(problems, echo)
-    return samples
+    return parse_style(written.removeprefix(_PREFIX)) if written.startswith(_PREFIX) else parse_folder(written)
 
 
+def parse_folder(written: str) -> Folder:
+    """Return the folder that a person has named.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    path = Path(written)
+    if not path.is_dir():
+        raise DataError(f"{'not a folder' if path.exists() else 'no such folder'}: {path.absolute()}")
+    return Folder(written)
+
+
+def parse_style(name: str) -> Drawn:
+    """Return the source that draws in the style of this name, built in or a TOML file.
+
+    Raises:
+        StyleError: there is no such style, or its file describes none.
+    """
+    return Drawn(name, load_style(name))
+
+
+@dataclass(frozen=True)
 class DrawnSamples:
     """Sample i, resized to the height, follows from style, fonts, seed and i alone.
 
     A text in `without`, those held back for validation and test, is drawn again.
     """
 
-    def __init__(
-        self, style: Style, fonts: Sequence[Path], height: int, seed: int, without: Collection[str] = frozenset()
-    ) -> None:
-        self.style, self.fonts, self.height, self.seed, self.without = style, fonts, height, seed, without
+    style: Style
+    fonts: Sequence[Path]
+    height: int
+    seed: int
+    without: frozenset[str] = frozenset()
 
     def __getitem__(self, index: int) -> Sample:
         """Raise StyleError where the text does not fit its image."""
@@ -72,59 +156,53 @@ class DrawnSamples:
         return Sample(f"{index:06}.png", text, resize_to_height(image, self.height), pixel_digest(image))
 
 
-def drawn_samples(config: TrainConfig, without: Collection[str] = frozenset()) -> DrawnSamples:
-    """Return the samples of the configured style, without end.
+def read_split(
+    data: Source,
+    validation: Source | None,
+    test: Source | None,
+    height: int,
+    vocabulary: Vocabulary | None,
+    seed: int,
+    memory: ImageMemory,
+) -> Split:
+    """Return the samples of the data in their three parts.
+
+    A source of its own for validation or test takes the place of the part that would have been split off, which is
+    trained on.
 
     Raises:
-        StyleError: there is no such style, or it draws characters outside the vocabulary.
-        ValueError: no font can draw it.
+        DataError: the data has problems that stand in the way of training; all of them are logged first.
+        StyleError, FontError: the style cannot be drawn, or draws what is outside the vocabulary.
     """
-    name = config.drawn_style or config.drawn or ""
-    style = load_style(name)
-    if config.vocabulary and (missing := Vocabulary(config.vocabulary).missing(style.alphabet)):
-        raise StyleError(
-            f"the style {name} draws {missing!r}, which is outside the vocabulary: take the style that the model was "
-            "trained on, or one of your own without these characters"
-        )
-    fonts, _ = fonts_for(style, default_fonts())
-    return DrawnSamples(style, fonts, config.height, config.seed, without)
 
+    def samples_of(source: Source) -> list[Sample]:
+        if isinstance(source, Folder):
+            return source.samples(height, vocabulary, memory)
+        drawn = source.samples(height, seed, vocabulary=vocabulary)
+        return [drawn[i] for i in range(DRAWN_IMAGES)]
 
-def load_split(config: TrainConfig, echo: Echo) -> Split:
-    """Return the samples that a configuration names, in their three parts.
-
-    A fixed validation or test set takes the place of the part that would have been split off, which is trained on.
-
-    Raises:
-        DataError: the data has problems; all of them are echoed first.
-    """
-    vocabulary = Vocabulary(config.vocabulary) if config.vocabulary else None
-    if config.drawn_style:
-        endless = drawn_samples(config)
-        samples = [endless[i] for i in range(DRAWN_IMAGES)]
-    else:
-        samples = read_folder(config.data, config.height, vocabulary, echo)
-    fixed = [
-        read_folder(folder, config.height, vocabulary, echo) if folder else None
-        for folder in (config.val_data, config.test_data)
-    ]
-    if fixed == [None, None]:
-        return data.split(samples, config.seed)
-    validation, test = fixed
-    parts = data.split(samples, config.seed) if validation is None or test is None else Split(samples, [], [])
-    split = Split(
-        parts.train + (parts.validation if validation else []) + (parts.test if test else []),
-        validation or parts.validation,
-        test or parts.test,
+    samples = samples_of(data)
+    fixed_validation, fixed_test = (samples_of(source) if source else None for source in (validation, test))
+    if fixed_validation is None and fixed_test is None:
+        return split(samples, seed)
+    parts = Split(samples, [], []) if fixed_validation and fixed_test else split(samples, seed)
+    whole = Split(
+        parts.train + (parts.validation if fixed_validation else []) + (parts.test if fixed_test else []),
+        fixed_validation or parts.validation,
+        fixed_test or parts.test,
     )
-    _refuse(leaks(split.train, [*split.validation, *split.test]), echo)
-    return split
+    refuse(leaks(whole.train, [*whole.validation, *whole.test]))
+    return whole
 
 
-def _refuse(problems: Sequence[Problem], echo: Echo) -> None:
-    """Echo all problems; raise where one is fatal."""
+def refuse(problems: Sequence[Problem]) -> None:
+    """Log all problems.
+
+    Raises:
+        DataError: one of them is fatal.
+    """
     if problems:
-        echo(format_problems(problems))
+        logger.info(format_problems(problems))
     fatal = sum(problem.fatal for problem in problems)
     if fatal:
         raise DataError(f"{fatal} {'problem' if fatal == 1 else 'problems'} in the data, see above")

@@ -1,6 +1,6 @@
 """What a person would rather look at than read: predictions, learning curves, confusions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 from captcha.evaluation.metrics import character_confusion
 from captcha.evaluation.results import Evaluation
 from captcha.reading.images import Image
-from captcha.training.loop import EpochResult
 
 RIGHT, WRONG, UNKNOWN = "#1a7f37", "#cf222e", "#57606a"
 COLUMNS = 4
@@ -41,16 +40,17 @@ def prediction_grid(evaluation: Evaluation, shown: int = 32) -> Image:
     return _rendered(figure)
 
 
-def learning_curves(results: Sequence[EpochResult]) -> Figure:
-    """Return a figure of the losses and of validation's figures over the epochs."""
+def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Return a figure of losses and validation results over the epochs; `history` has the metrics of each from 0 on."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axes, match_axes = figure.subplots(1, 2)
-    trained = [r for r in results if r.train_loss is not None]
-    loss_axes.plot([r.epoch for r in trained], [r.train_loss for r in trained], label="train, augmented")
-    loss_axes.plot([r.epoch for r in results], [r.validation.loss for r in results], label="validation")
+    epochs = range(len(history))
+    trained = [epoch for epoch in epochs if "train/loss" in history[epoch]]  # not before training
+    loss_axes.plot(trained, [history[epoch]["train/loss"] for epoch in trained], label="train, augmented")
+    loss_axes.plot(epochs, [metrics["val/loss"] for metrics in history], label="validation")
     loss_axes.set(xlabel="epoch", ylabel="CTC loss per image", yscale="log")
-    match_axes.plot([r.epoch for r in results], [r.validation.exact_match for r in results], label="exact match")
-    match_axes.plot([r.epoch for r in results], [r.validation.cer for r in results], label="character error rate")
+    match_axes.plot(epochs, [metrics["val/exact_match"] for metrics in history], label="exact match")
+    match_axes.plot(epochs, [metrics["val/cer"] for metrics in history], label="character error rate")
     match_axes.set(xlabel="epoch", ylim=(-0.02, 1.02))
     for axes in (loss_axes, match_axes):
         axes.grid(alpha=0.3)

@@ -63,8 +63,6 @@ class Evaluation:
             "wrong": self.wrong,
         }
 
-    figures = metrics  # until its callers use the new name
-
     def with_repeats(self) -> "Evaluation":
         """Return the part whose labels have the same character twice in a row; its loss is not known (nan)."""
         kept = [i for i, text in enumerate(self.references) if any(a == b for a, b in pairwise(text))]

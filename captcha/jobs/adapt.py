@@ -1,41 +1,43 @@
-"""Self-training: a trained model goes on learning from what it reads surely of images without labels.
+"""Self-training: a trained model goes on learning from what it reads confidently of images without labels.
 
-Pseudo-labels (Lee, 2013) in rounds: read all, learn from the sure readings, read again.
+Pseudo-labels (Lee, 2013) in rounds: read all, learn from the confident readings, read again.
 """
 
+import logging
 import math
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import mlflow
 import pandas as pd
 
 from captcha import CaptchaError
-from captcha.data import samples as data
-from captcha.data.samples import Sample, Split
-from captcha.data.sources import Echo, drawn_samples, read_folder, short_name
+from captcha.data.samples import ImageMemory, Sample, Split, unit_hash
+from captcha.data.sources import parse_folder, parse_style
 from captcha.evaluation.metrics import exact_match
-from captcha.evaluation.plots import prediction_grid
 from captcha.evaluation.results import Evaluation
-from captcha.jobs import train as experiment
+from captcha.jobs import train as training
+from captcha.jobs.train import Sources
 from captcha.reading.recognizer import Reading
-from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import AdaptConfig, TrainConfig
-from captcha.tracking import registry
-from captcha.tracking.models import TrainedModel, load_trained
+from captcha.settings import AdaptSettings, TrainSettings
+from captcha.tracking.models import log_weights
+from captcha.tracking.records import log_predictions
+from captcha.tracking.registry import register
 from captcha.tracking.runs import tracked_run
-from captcha.training.checkpoint import Start, go_on_from
+from captcha.training import recipe as recipes
+from captcha.training.checkpoint import Checkpoint
 from captcha.training.export import torch_recognizer
-from captcha.training.model import Crnn
+from captcha.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT = 0.1
 """Share of the images that no round learns from."""
 
-SUREST_SHARE, FLOOR = 0.1, 0.5
-"""Of the images in which a character is read, so many are learned from even below the threshold, but not the floor."""
+CONFIDENT_SHARE, FLOOR = 0.1, 0.5
+"""For each character, the most confident tenth of its readings is learned from too, if they reach the floor."""
 
 
 class AdaptationError(CaptchaError):
@@ -44,98 +46,91 @@ class AdaptationError(CaptchaError):
 
 @dataclass(frozen=True)
 class AdaptOutcome:
-    """What a self-training left behind. `figures` are of the images held out, empty where there are no labels."""
+    """What a self-training left behind. `metrics` are of the images held out, empty where there are no labels."""
 
     run_id: str
     rounds: int
-    sure_before: int
-    sure: int
+    confident_before: int
+    confident: int
     images: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
     model_name: str
     model_version: int
     message: str
     example: str
     """Path of an image to try the model on."""
 
-    def summary(self) -> str:
-        """Return the closing lines for a person."""
-        measured = "\n" + experiment.exact_match_line("the images held out", self.figures) if self.figures else ""
-        return (
-            f"\nsure of {self.sure} of {self.images} images, before {self.sure_before}; the model of round "
-            f"{self.rounds}{measured}\n{self.message}\n\n"
-            f"{experiment.next_commands(self.model_name, self.model_version, self.example)}"
-        )
+
+@dataclass(frozen=True)
+class Round:
+    """What a model reads of all images after a round; round 0 is the model to begin with."""
+
+    number: int
+    checkpoint: Checkpoint
+    readings: list[Reading]
+    learned_from: int = 0
+
+    def confident(self, threshold: float) -> int:
+        """Return of how many images the model is confident."""
+        return sum(bool(reading.text) and reading.confidence >= threshold for reading in self.readings)
 
 
-def adapt(config: AdaptConfig, echo: Echo) -> AdaptOutcome:
+@dataclass(frozen=True)
+class _Images:
+    """The images of a self-training; `held_out` are the places of those that no round learns from."""
+
+    samples: list[Sample]
+    labelled: list[Sample]
+    held_out: list[int]
+
+    @property
+    def learnable(self) -> list[int]:
+        return sorted(set(range(len(self.samples))) - set(self.held_out))
+
+
+def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOutcome:
     """Adapt a trained model to a folder of images, each round a nested run, and register what came of it.
 
-    A round learns from the readings that are sure: their exact CTC probability reaches the threshold, or is among the
-    highest of those with one of their characters. It counts where more images are sure after it; the first that
-    brings no more is the last, and the one before it is kept. A tenth of the images is never learned from.
+    A round learns from the confident readings: their exact CTC probability reaches the threshold, or is among the
+    highest of those with one of their characters. It counts where the model is confident of more images after it; the
+    first that brings no more is the last, and the one before it is kept. A tenth of the images is never learned from.
 
     Raises:
-        DataError: the folder has problems; all of them are echoed first.
-        StyleError: there is no such style, or it draws what the model cannot read.
+        DataError: the folder has problems; all of them are logged first.
+        StyleError, FontError: there is no such style, or it draws what the model cannot read.
         RegistryError: there is no such model to begin with.
-        AdaptationError: no image is read surely.
+        CheckpointError: its weights are damaged.
+        AdaptationError: the model reads no image confidently, or there are too few.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
-    with tracked_run(f"adapt to {short_name(config.data)}, seed {config.seed}") as run:
-        before = load_trained(config.model)
-        asked = _as_training(config, before)
-        if config.drawn:
-            drawn_samples(asked)  # what is wrong with the style is said before anything is read
-        labelled = read_folder(config.data, before.height, None, echo, config.labelled)
-        samples = [replace(sample, text="") for sample in labelled]  # from here on nobody knows
-        held_out = [i for i, s in enumerate(samples) if data.share(config.seed, s.digest) < HELD_OUT]
-        if not held_out:
-            raise AdaptationError(
-                f"{config.data}: {len(samples)} images are too few, none of them is held out; add some"
-            )
-        learned_from = sorted(set(range(len(samples))) - set(held_out))
-        start = experiment.start_from(asked, before, before.vocabulary, echo)
+    sources = Sources(parse_folder(settings.data), drawn=parse_style(settings.drawn) if settings.drawn else None)
+    with tracked_run(f"adapt to {sources.data.short_name}, seed {settings.seed}") as run:
+        parent, checkpoint = training.read_parent(settings.model)
+        if sources.drawn:  # what is wrong with the style is said before anything is read
+            sources.drawn.samples(checkpoint.height, settings.seed, vocabulary=checkpoint.vocabulary)
+        images = _images(settings, checkpoint.height)
         split = Split(
-            [samples[i] for i in learned_from],
-            [samples[i] for i in held_out],
-            [labelled[i] for i in held_out] if config.labelled else [],
+            [images.samples[i] for i in images.learnable],
+            [images.samples[i] for i in images.held_out],
+            [images.labelled[i] for i in images.held_out] if settings.labelled else [],
         )
-        experiment.log_inputs(asked, split, before.vocabulary)
-        mlflow.log_params({"threshold": config.threshold, "rounds": config.rounds, "labelled": config.labelled})
-        echo(f"adapting {before.uri} to {len(samples)} images, {len(held_out)} of them held out")
-
-        model = _model(asked, start)
-        kept = state = _State(0, _read(model, asked, samples), 0)
-        sure_before = kept.sure(config.threshold)
-        _log_state(config, state, None, labelled, held_out, echo)
-        for number in range(1, config.rounds + 1):
-            taken = sure_readings(state.readings, config.threshold, learned_from)
-            if not taken:
-                raise AdaptationError(
-                    f"{before.uri} reads none of these images with a probability of {FLOOR} or more: it needs images "
-                    "nearer to them first, drawn in their style or labelled by hand"
-                )
-            with tracked_run(f"round {number}", nested=True):
-                model = _round(asked, start, samples, state.readings, taken, held_out, number)
-            previous, state = state, _State(number, _read(model, asked, samples), len(taken))
-            _log_state(config, state, previous, labelled, held_out, echo)
-            if state.sure(config.threshold) <= kept.sure(config.threshold):
-                break
-            kept, start = state, Start(dict(model.state_dict()), before.vocabulary)
+        _log_run(settings.model_dump(), sources, split, checkpoint)
+        training.log_parent(parent, checkpoint, checkpoint.vocabulary)
+        logger.info(f"adapting {parent.uri} to {len(images.samples)} images, {len(images.held_out)} of them held out")
+        before = Round(0, checkpoint, _read(checkpoint, images.samples))
+        kept = _rounds(settings, sources, images, before, recipe)
         mlflow.log_metrics({"best_round": kept.number})
-        model = _model(asked, start)
-        experiment.log_weights(model)
-        example = Path(config.data) / samples[held_out[0]].name
-        tested = experiment.log_recognizer(model, before.vocabulary, before.height, split, example)
-        name, version, message = registry.register(run.info.run_id, config.name)
+        log_weights(kept.checkpoint.to_bytes())
+        example = parse_folder(settings.data).path / images.samples[images.held_out[0]].name
+        evaluation = training.log_recognizer(kept.checkpoint.model(), split, example)
+        name, version, message = register(run.info.run_id, settings.name)
     return AdaptOutcome(
         run_id=run.info.run_id,
         rounds=kept.number,
-        sure_before=sure_before,
-        sure=kept.sure(config.threshold),
-        images=len(samples),
-        figures=tested.figures() if tested else {},
+        confident_before=before.confident(settings.threshold),
+        confident=kept.confident(settings.threshold),
+        images=len(images.samples),
+        metrics=evaluation.metrics() if evaluation else {},
         model_name=name,
         model_version=version,
         message=message,
@@ -143,113 +138,125 @@ def adapt(config: AdaptConfig, echo: Echo) -> AdaptOutcome:
     )
 
 
-def sure_readings(readings: Sequence[Reading], threshold: float, among: Sequence[int]) -> list[int]:
+def _images(settings: AdaptSettings, height: int) -> _Images:
+    """Return the folder's images, a tenth of them, by the seed and their pixels, held out."""
+    labelled = parse_folder(settings.data).samples(
+        height, memory=ImageMemory(settings.image_memory), labelled=settings.labelled
+    )
+    samples = [replace(sample, text="") for sample in labelled]  # from here on nobody knows
+    held_out = [i for i, sample in enumerate(samples) if unit_hash(settings.seed, sample.digest) < HELD_OUT]
+    if not held_out:
+        raise AdaptationError(f"{settings.data}: {len(samples)} images are too few, none of them is held out; add some")
+    return _Images(samples, labelled, held_out)
+
+
+def _rounds(settings: AdaptSettings, sources: Sources, images: _Images, before: Round, recipe: Recipe) -> Round:
+    """Train round after round, and return the last that made the model confident of more images.
+
+    Raises:
+        AdaptationError: no image is read confidently.
+    """
+    kept = latest = before
+    _log_round(settings, latest, None, images)
+    for number in range(1, settings.rounds + 1):
+        selected = confident_readings(latest.readings, settings.threshold, images.learnable)
+        if not selected:
+            raise AdaptationError(
+                f"{settings.model} reads none of these images with a probability of {FLOOR} or more: it needs images "
+                "nearer to them first, drawn in their style or labelled by hand"
+            )
+        with tracked_run(f"round {number}", nested=True):
+            checkpoint = _train_round(settings, sources, images, latest, selected, recipe)
+        previous, latest = latest, Round(number, checkpoint, _read(checkpoint, images.samples), len(selected))
+        _log_round(settings, latest, previous, images)
+        if latest.confident(settings.threshold) <= kept.confident(settings.threshold):
+            break
+        kept = latest
+    return kept
+
+
+def confident_readings(readings: Sequence[Reading], threshold: float, among: Sequence[int]) -> list[int]:
     """Return which of the readings to learn from, of those `among` which to choose.
 
-    The sure ones, and of each character the surest share of its readings (so of hard characters too, as of hard
-    classes in Zou et al., 2018, arXiv:1810.07911), where they reach the floor.
+    The confident ones, and of each character the most confident share of its readings (so of hard characters too, as
+    of hard classes in Zou et al., 2018, arXiv:1810.07911), where they reach the floor.
     """
-    taken = {i for i in among if readings[i].text and readings[i].confidence >= threshold}
+    selected = {i for i in among if readings[i].text and readings[i].confidence >= threshold}
     with_character: dict[str, list[int]] = {}
     for i in among:
         for character in set(readings[i].text):
             with_character.setdefault(character, []).append(i)
     for members in with_character.values():
         members.sort(key=lambda i: -readings[i].confidence)
-        surest = members[: math.ceil(SUREST_SHARE * len(members))]
-        taken |= {i for i in surest if readings[i].confidence >= FLOOR}
-    return sorted(taken)
+        most_confident = members[: math.ceil(CONFIDENT_SHARE * len(members))]
+        selected |= {i for i in most_confident if readings[i].confidence >= FLOOR}
+    return sorted(selected)
 
 
-@dataclass(frozen=True)
-class _State:
-    """What is read of all images after a round; round 0 is the model to begin with."""
-
-    number: int
-    readings: list[Reading]
-    taken: int
-
-    def sure(self, threshold: float) -> int:
-        return sum(bool(reading.text) and reading.confidence >= threshold for reading in self.readings)
+def _read(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[Reading]:
+    """Return what the model reads of the samples, with PyTorch: an export takes longer than it saves."""
+    recognizer = torch_recognizer(checkpoint.model())
+    readings: dict[int, Reading] = {}
+    for members, log_probs in recognizer.log_probs(sample.image for sample in samples):
+        readings |= zip(members, recognizer.decode(log_probs), strict=True)
+    return [readings[i] for i in range(len(samples))]
 
 
-def _as_training(config: AdaptConfig, before: TrainedModel) -> TrainConfig:
-    """Return the settings of a round's training, which are also what another training finds in the run."""
-    return TrainConfig(
-        data=config.data,
-        name=config.name,
-        backbone=before.backbone,
-        init=config.model,
-        drawn=config.drawn,
-        vocabulary=before.vocabulary.characters,
-        height=before.height,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        patience=config.epochs,
-        seed=config.seed,
+def _train_round(
+    settings: AdaptSettings,
+    sources: Sources,
+    images: _Images,
+    latest: Round,
+    selected: Sequence[int],
+    recipe: Recipe,
+) -> Checkpoint:
+    """Train on the readings selected; what was read of the images held out is what validation compares with."""
+    start, readings, seed = latest.checkpoint, latest.readings, settings.seed + latest.number + 1
+    learned, compared = (
+        [replace(images.samples[i], text=readings[i].text) for i in part] for part in (selected, images.held_out)
     )
-
-
-def _model(asked: TrainConfig, start: Start) -> Crnn:
-    model = Crnn(asked.backbone, start.vocabulary.classes, asked.height, asked.dropout)
-    go_on_from(start, model, start.vocabulary)
-    return model
-
-
-def _read(model: Crnn, asked: TrainConfig, samples: Sequence[Sample]) -> list[Reading]:
-    recognizer = torch_recognizer(model, Vocabulary(asked.vocabulary or ""), asked.height)
-    return recognizer.read([sample.image for sample in samples])
-
-
-def _round(
-    asked: TrainConfig,
-    start: Start,
-    samples: Sequence[Sample],
-    readings: Sequence[Reading],
-    taken: Sequence[int],
-    held_out: Sequence[int],
-    number: int,
-) -> Crnn:
-    """Train on the readings taken; what was read of the images held out is what validation compares with."""
-    asked = asked.model_copy(update={"seed": asked.seed + number})
-    learned, compared = ([replace(samples[i], text=readings[i].text) for i in part] for part in (taken, held_out))
     split = Split(learned, compared, [])
-    experiment.log_inputs(asked, split, start.vocabulary)
-    model, _ = experiment.fit(asked, split, start.vocabulary, lambda line: None, start, keep_last=True)
-    experiment.log_weights(model)
+    _log_run({**settings.model_dump(), "seed": seed}, sources, split, start)
+    schedule = training.schedule_of(
+        split, settings.epochs, settings.batch_size, settings.learning_rate, settings.epochs, recipe
+    )
+    batches = training.batches_of(sources, split, settings.batch_size, seed, start.height, start.vocabulary)
+    model = start.model(TrainSettings.model_fields["dropout"].default)
+    trained, _ = training.fit(model, batches, split, schedule, keep_last=True)
+    checkpoint = Checkpoint.of(trained)
+    log_weights(checkpoint.to_bytes())
     read = Counter("".join(reading.text for reading in readings))
     learned_from = Counter("".join(sample.text for sample in learned))
     rows = [(character, count, learned_from[character]) for character, count in read.most_common()]
     mlflow.log_table(pd.DataFrame(rows, columns=["character", "read", "learned_from"]), "characters.json")
-    return model
+    return checkpoint
 
 
-def _log_state(
-    config: AdaptConfig,
-    state: _State,
-    previous: _State | None,
-    labelled: Sequence[Sample],
-    held_out: Sequence[int],
-    echo: Echo,
-) -> None:
-    """Log and print what is read after a round; by the labels too, where the images are labelled."""
-    texts = [reading.text for reading in state.readings]
-    sure = state.sure(config.threshold)
+def _log_run(settings: dict[str, object], sources: Sources, split: Split, checkpoint: Checkpoint) -> None:
+    """Log what a self-training is asked to do, and what another training needs to go on from it."""
+    kind = {"backbone": checkpoint.backbone, "height": checkpoint.height, "test_data": None}
+    training.log_training({**settings, **kind}, sources, split, checkpoint.vocabulary, checkpoint.backbone)
+
+
+def _log_round(settings: AdaptSettings, latest: Round, previous: Round | None, images: _Images) -> None:
+    """Log what is read after a round; by the labels too, where the images are labelled."""
+    texts = [reading.text for reading in latest.readings]
+    confident = latest.confident(settings.threshold)
     metrics = {
-        "adapt/sure": sure,
-        "adapt/mean_confidence": sum(reading.confidence for reading in state.readings) / len(texts),
+        "adapt/confident": float(confident),
+        "adapt/mean_confidence": sum(reading.confidence for reading in latest.readings) / len(texts),
     }
-    line = f"round {state.number}/{config.rounds}  sure of {sure} of {len(texts)}"
+    line = f"round {latest.number}/{settings.rounds}  confident of {confident} of {len(texts)}"
     if previous:
         changed = sum(a != b.text for a, b in zip(texts, previous.readings, strict=True))
-        metrics |= {"adapt/learned_from": state.taken, "adapt/changed": changed}
-        line += f"  learned from {state.taken}  changed {changed}"
-    if config.labelled:
-        match = exact_match(texts, [sample.text for sample in labelled])
+        metrics |= {"adapt/learned_from": latest.learned_from, "adapt/changed": changed}
+        line += f"  learned from {latest.learned_from}  changed {changed}"
+    if settings.labelled:
+        match = exact_match(texts, [sample.text for sample in images.labelled])
         metrics["adapt/exact_match"] = match
         line += f"  exact match {match:.2%}"
-    mlflow.log_metrics(metrics, step=state.number)
-    shown = Evaluation([labelled[i] for i in held_out], [state.readings[i] for i in held_out], math.nan)
-    mlflow.log_image(prediction_grid(shown), key="adapt/predictions", step=state.number)
-    echo(line)
+    mlflow.log_metrics(metrics, step=latest.number)
+    held_out = images.held_out
+    shown = Evaluation([images.labelled[i] for i in held_out], [latest.readings[i] for i in held_out], math.nan)
+    log_predictions(shown, "adapt/predictions", latest.number)
+    logger.info(line)

@@ -1,26 +1,30 @@
 """The label budget: how well is read after training on so many labels, with and without drawn images."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlflow
 
-from captcha.data import samples as data
-from captcha.data.samples import DataError, Sample, Split
-from captcha.data.sources import Echo, load_split, read_folder, short_name
-from captcha.drawing.styles import load_style
-from captcha.evaluation import results as evaluation
+import captcha
+from captcha.data.samples import DataError, Sample, Split, digest, split, unit_hash
+from captcha.data.sources import parse_folder, parse_style
 from captcha.evaluation.metrics import wilson_interval
 from captcha.evaluation.plots import BudgetPoint, budget_figure
-from captcha.evaluation.results import Evaluation
-from captcha.jobs import train as experiment
-from captcha.settings import Backbone, BudgetConfig, TrainConfig
-from captcha.tracking.models import TrainedModel, load_recognizer, load_trained
-from captcha.tracking.records import log_missing_params, log_test
+from captcha.evaluation.results import Evaluation, evaluate
+from captcha.jobs import train as training
+from captcha.settings import BudgetSettings, TrainSettings
+from captcha.tracking.models import Parent
+from captcha.tracking.records import log_settings, log_test
 from captcha.tracking.runs import tracked_run
+from captcha.training import recipe as recipes
+from captcha.training.checkpoint import Checkpoint
+from captcha.training.recipe import Recipe
 
-DEFAULTS = TrainConfig()
+logger = logging.getLogger(__name__)
+
+DEFAULTS = TrainSettings()
 ALONE, WITH_DRAWN = "labels_alone", "with_drawn"
 
 VALIDATION_EVERY = 10
@@ -40,69 +44,75 @@ class BudgetRow:
     run_id: str
 
 
-def budget(config: BudgetConfig, echo: Echo) -> list[BudgetRow]:
+def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[BudgetRow]:
     """Train on growing parts of a folder's labels, each in a nested run, and log the curve in the run above them.
 
     Each seed splits off its own test part, a tenth of the texts, and reads it once for each training. The labels
     are those of the other texts, in an order by the seed: fewer are always among more. A tenth of them chooses the
     epoch. The trainings with drawn images go on from a model that has seen those alone; half of their batches are
-    drawn too. Figures of all seeds are added up.
+    drawn too. Metrics of all seeds are added up.
 
     Raises:
-        DataError: the folder has problems, all echoed first, or fewer labels than were asked for.
+        DataError: the folder has problems, all logged first, or fewer labels than were asked for.
         StyleError: there is no such style.
         RegistryError: there is no such model to go on from.
         TrainingError: a training cannot go on, or its exported model does not agree with it.
     """
-    with tracked_run(f"label budget of {short_name(config.data)}"):
-        if config.drawn:
-            load_style(config.drawn)  # what is wrong with it is said now, not after the first trainings
-        before = load_trained(config.init) if config.init else None
-        kind = (before.backbone, before.height) if before else (config.backbone, DEFAULTS.height)
-        samples = read_folder(config.data, kind[1], None, echo)
-        splits = [data.split(samples, seed) for seed in range(config.seeds)]
-        fewest = min(len(split.train) + len(split.validation) for split in splits)  # what stands for all
-        if (most := max((count or 0 for count in config.counts), default=0)) > fewest:
+    folder = parse_folder(settings.data)
+    if settings.drawn:
+        parse_style(settings.drawn)  # what is wrong with it is said now, not after the first trainings
+    with tracked_run(f"label budget of {folder.short_name}"):
+        parent = training.read_parent(settings.init) if settings.init else None
+        samples = folder.samples(parent[1].height if parent else DEFAULTS.height)
+        splits = [split(samples, seed) for seed in range(settings.seeds)]
+        fewest = min(len(each.train) + len(each.validation) for each in splits)  # what stands for all
+        if (most := max((count or 0 for count in settings.counts), default=0)) > fewest:
             raise DataError(
-                f"{config.data}: {most} labels are asked for, but beside the test part there are {fewest}; "
+                f"{settings.data}: {most} labels are asked for, but beside the test part there are {fewest}; "
                 "take fewer, or all"
             )
-        facts = {"images": len(samples), "data_digest": data.digest(samples)}
-        log_missing_params(config.model_dump() | facts)
+        log_settings(settings.model_dump() | {"images": len(samples), "data_digest": digest(samples)})
+        if settings.drawn and parent is None:
+            parent = _train_on_drawn(settings, recipe)
         rows: list[BudgetRow] = []
-        if config.drawn and before is None:
-            before = _drawn_first(config, echo)
-        for count in config.counts:
-            for arm in (ALONE, WITH_DRAWN) if config.drawn else (ALONE,):
-                if count == 0 and arm == ALONE:
-                    continue  # nothing to learn from
-                labels = fewest if count is None else count
-                for seed, split in enumerate(splits):
-                    asked = _as_training(config, kind, seed, before if arm == WITH_DRAWN else None)
-                    name = f"{'all' if count is None else count} labels, {arm.replace('_', ' ')}, seed {seed}"
-                    echo(f"\n{name}")
-                    with tracked_run(name, nested=True) as run:
-                        began = time.perf_counter()
-                        tested = _measure(asked, with_labels(split, count, seed), before, echo)
-                        seconds = time.perf_counter() - began
-                    right = len(tested.samples) - tested.wrong
-                    rows.append(BudgetRow(arm, labels, seed, right, len(tested.samples), seconds, run.info.run_id))
-                    _log_curve(rows)
-        echo(table(rows))
+        for count, arm, seed in _trainings(settings):
+            name = f"{'all' if count is None else count} labels, {arm.replace('_', ' ')}, seed {seed}"
+            logger.info("\n%s", name)
+            with tracked_run(name, nested=True) as run:
+                began = time.perf_counter()
+                known = with_labels(splits[seed], count, seed)
+                evaluation = _measure(settings, seed, known, parent, arm == WITH_DRAWN, recipe)
+                seconds = time.perf_counter() - began
+            right, n = len(evaluation.samples) - evaluation.wrong, len(evaluation.samples)
+            labels = fewest if count is None else count
+            rows.append(BudgetRow(arm, labels, seed, right, n, seconds, run.info.run_id))
+            _log_curve(rows)
     return rows
 
 
-def with_labels(split: Split, count: int | None, seed: int) -> Split:
+def _trainings(settings: BudgetSettings) -> list[tuple[int | None, str, int]]:
+    """Return number of labels, arm and seed of each training, in their order; with 0 labels alone there is none."""
+    arms = (ALONE, WITH_DRAWN) if settings.drawn else (ALONE,)
+    return [
+        (count, arm, seed)
+        for count in settings.counts
+        for arm in arms
+        if (count, arm) != (0, ALONE)
+        for seed in range(settings.seeds)
+    ]
+
+
+def with_labels(whole: Split, count: int | None, seed: int) -> Split:
     """Return a split that knows so many labels of its train and validation part, None for all; the test part stays."""
     if count is None:
-        return split
-    known = sorted([*split.train, *split.validation], key=lambda s: (data.share(seed, f"budget:{s.text}"), s.name))
+        return whole
+    known = sorted([*whole.train, *whole.validation], key=lambda s: (unit_hash(seed, f"budget:{s.text}"), s.name))
     ranks = {text: rank for rank, text in enumerate(dict.fromkeys(sample.text for sample in known[:count]))}
     train: list[Sample] = []
     validation: list[Sample] = []
     for sample in known[:count]:
         (train if ranks[sample.text] % VALIDATION_EVERY else validation).append(sample)
-    return Split(train, validation, split.test)
+    return Split(train, validation, whole.test)
 
 
 def points(rows: Sequence[BudgetRow]) -> list[BudgetPoint]:
@@ -118,53 +128,50 @@ def points(rows: Sequence[BudgetRow]) -> list[BudgetPoint]:
     return added
 
 
-def table(rows: Sequence[BudgetRow]) -> str:
-    """Return the curve as lines for a terminal."""
-    lines = ["labels  trained on           exact match  95 % interval        right of      seconds"]
-    for point in points(rows):
-        interval = f"{point.low:.2%} to {point.high:.2%}"
-        lines.append(
-            f"{point.labels:6}  {point.arm.replace('_', ' '):19}  {point.right / point.n:11.2%}  {interval:19}  "
-            f"{point.right:5} of {point.n:<5}  {point.seconds:6.0f}"
-        )
-    return "\n".join(lines)
-
-
 def _as_training(
-    config: BudgetConfig, kind: tuple[Backbone, int], seed: int, before: TrainedModel | None
-) -> TrainConfig:
-    """Return the settings of one training, which goes on from a model of drawn images where there is one."""
-    return TrainConfig(
-        data=config.data,
-        backbone=kind[0],
-        height=kind[1],
-        init=before.uri if before else None,
-        drawn=config.drawn if before else None,
-        epochs=config.epochs,
+    settings: BudgetSettings, seed: int, parent: tuple[Parent, Checkpoint] | None, with_drawn: bool
+) -> TrainSettings:
+    """Return the settings of one training; with drawn images it goes on from the parent, which saw those alone."""
+    return TrainSettings(
+        data=settings.data,
+        backbone=parent[1].backbone if parent else settings.backbone,
+        height=parent[1].height if parent else DEFAULTS.height,
+        init=parent[0].uri if parent and with_drawn else None,
+        drawn=settings.drawn if with_drawn else None,
+        epochs=settings.epochs,
         seed=seed,
     )
 
 
-def _drawn_first(config: BudgetConfig, echo: Echo) -> TrainedModel:
+def _train_on_drawn(settings: BudgetSettings, recipe: Recipe) -> tuple[Parent, Checkpoint]:
     """Train on drawn images alone, in a nested run, and return what came of it."""
-    asked = TrainConfig(data=f"draw:{config.drawn}", backbone=config.backbone, epochs=config.drawn_epochs)
-    echo(f"\n{asked.data}, for the trainings with drawn images to go on from")
-    with tracked_run(f"drawn images alone: {config.drawn}", nested=True) as run:
-        split = load_split(asked, echo)
-        experiment.learn(asked, split, None, experiment.example_of(asked, split.test[0]), echo)
-    return load_trained(f"runs:/{run.info.run_id}")
+    asked = TrainSettings(data=f"draw:{settings.drawn}", backbone=settings.backbone, epochs=settings.drawn_epochs)
+    logger.info("\n%s, for the trainings with drawn images to go on from", asked.data)
+    with tracked_run(f"drawn images alone: {settings.drawn}", nested=True) as run:
+        sources = training.parse_sources(asked)
+        known = training.split_of(asked, sources)
+        training.learn(asked, sources, known, None, training.example_of(sources, known.test[0]), recipe)
+    return training.read_parent(f"runs:/{run.info.run_id}")
 
 
-def _measure(asked: TrainConfig, split: Split, before: TrainedModel | None, echo: Echo) -> Evaluation:
-    """Return what is read of the test part after a training on the other two, or of none by the model before it."""
-    if split.train:
-        example = experiment.example_of(asked, split.test[0])
-        return experiment.learn(asked, split, before if asked.init else None, example, echo)
-    assert before  # without labels only where there is a model of drawn images
-    recognizer = load_recognizer(before.uri)
-    tested = evaluation.evaluate(recognizer, split.test)
-    log_test(tested)
-    return tested
+def _measure(
+    settings: BudgetSettings,
+    seed: int,
+    known: Split,
+    parent: tuple[Parent, Checkpoint] | None,
+    with_drawn: bool,
+    recipe: Recipe,
+) -> Evaluation:
+    """Return what is read of the test part after a training on the other two, or of none by the parent."""
+    if known.train:
+        asked = _as_training(settings, seed, parent, with_drawn)
+        sources = training.parse_sources(asked)
+        example = training.example_of(sources, known.test[0])
+        return training.learn(asked, sources, known, parent if with_drawn else None, example, recipe)
+    assert parent  # without labels only where there is a model of drawn images
+    evaluation = evaluate(captcha.load(parent[0].uri), known.test)
+    log_test(evaluation)
+    return evaluation
 
 
 def _log_curve(rows: Sequence[BudgetRow]) -> None:

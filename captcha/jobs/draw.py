@@ -1,6 +1,7 @@
 """Draw captchas of a style into a labelled folder, and some of them on a sheet beside real ones."""
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,7 +12,9 @@ from captcha.drawing.fonts import default_fonts, fonts_below, fonts_for
 from captcha.drawing.rendering import draw_one
 from captcha.drawing.sheet import SHEET_IMAGES, make_sheet
 from captcha.drawing.styles import Style, load_style
-from captcha.reading.images import Image, ImageError, decode_image
+from captcha.reading.images import Image, load_image
+
+logger = logging.getLogger(__name__)
 
 
 def draw(
@@ -23,7 +26,6 @@ def draw(
     fonts: Path | None = None,
     sheet: Path | None = None,
     beside: Path | None = None,
-    echo: Callable[[str], None],
 ) -> str:
     """Draw `count` captchas into the folder `out`, which must be new or empty, and say in a line what was written.
 
@@ -35,7 +37,6 @@ def draw(
         fonts: folder with the .ttf and .otf files to draw with; None takes the default fonts.
         sheet: PNG file to write, with the first of the images.
         beside: folder of images to show beside them on the sheet.
-        echo: called with a line that names the fonts left out, if any.
 
     Raises:
         StyleError: if there is no such style, or a text does not fit its image.
@@ -47,11 +48,11 @@ def draw(
     style = load_style(style_name)
     usable, lacking = fonts_for(style, fonts_below(fonts) if fonts else default_fonts())
     if lacking:
-        echo("left out: " + ", ".join(f"{font.name} (lacks {missing})" for font, missing in lacking.items()))
+        logger.info("left out: " + ", ".join(f"{font.name} (lacks {missing})" for font, missing in lacking.items()))
     refuse_existing(out)
     page = None
     if sheet:  # drawn first, so that what is wrong with the images beside is said before all are drawn
-        real = [_decode(file) for file in some_images_in(beside)] if beside else []
+        real = [load_image(file) for file in some_images_in(beside)] if beside else []
         page = make_sheet([image for _, image in _draw_all(style, min(count, SHEET_IMAGES), seed, usable)], real)
     with tqdm(_draw_all(style, count, seed, usable), total=count, unit="image", disable=None, leave=False) as bar:
         write_folder(out, bar)
@@ -74,10 +75,3 @@ def some_images_in(folder: Path) -> list[Path]:
     if not files:
         raise DataError(f"no images in {folder.absolute()}")
     return files[:: -(-len(files) // SHEET_IMAGES)]
-
-
-def _decode(file: Path) -> Image:
-    try:
-        return decode_image(file.read_bytes())
-    except ImageError as error:
-        raise ImageError(f"{file}: {error}") from error

@@ -1,23 +1,26 @@
 """Measure a trained model on a folder of labelled images, in a tracked run of its own."""
 
-from captcha.data import samples as data
-from captcha.data.sources import Echo, read_folder, short_name
-from captcha.evaluation import results as evaluation
-from captcha.tracking.models import load_recognizer
-from captcha.tracking.records import log_missing_params, log_test
+import captcha
+from captcha.data.samples import digest
+from captcha.data.sources import parse_folder
+from captcha.evaluation.results import evaluate as read
+from captcha.tracking.records import log_settings, log_test
 from captcha.tracking.runs import tracked_run
 
 
-def evaluate(folder: str, model: str, echo: Echo) -> dict[str, float]:
-    """Measure a registered or logged model on a folder of labelled images, in a tracked run of its own.
+def evaluate(folder: str, model: str) -> dict[str, float]:
+    """Return the metrics of a registered or logged model, or of a recognizer's folder, on a folder of labelled images.
 
     Raises:
-        DataError: the folder has problems; all of them are echoed first.
+        DataError: the folder has problems; all of them are logged first.
+        RegistryError: there is no such model.
+        RecognizerError: the model's files are damaged.
     """
-    recognizer = load_recognizer(model)
-    samples = read_folder(folder, recognizer.height, None, echo)
-    with tracked_run(f"evaluate {short_name(folder)}"):
-        log_missing_params({"data": folder, "model": model, "test_digest": data.digest(samples)})
-        tested = evaluation.evaluate(recognizer, samples)
-        log_test(tested)
-    return tested.figures()
+    source = parse_folder(folder)
+    recognizer = captcha.load(model)
+    samples = source.samples(recognizer.height)
+    with tracked_run(f"evaluate {source.short_name}"):
+        log_settings({"data": source.written, "model": model, "test_digest": digest(samples)})
+        evaluation = read(recognizer, samples)
+        log_test(evaluation)
+    return evaluation.metrics()

@@ -1,45 +1,39 @@
 """Train a recogniser: settings → one tracked run → a registered model. Other jobs that train call its parts."""
 
-import hashlib
+import logging
 import os
-import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import mlflow
 import torch
-from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.dataset_source import DatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
 from tqdm import tqdm
 
-from captcha.data import samples as data
-from captcha.data import sources
-from captcha.data.samples import Sample, Split
-from captcha.data.sources import Echo, drawn_samples, load_split, short_name
-from captcha.drawing.styles import load_style
-from captcha.evaluation import results as evaluation
-from captcha.evaluation.plots import learning_curves, prediction_grid
-from captcha.evaluation.results import Evaluation, disagreement
+from captcha.data.samples import DataError, ImageMemory, Sample, Split
+from captcha.data.sources import DRAWN_IMAGES, Drawn, Folder, Source, parse_source, parse_style, read_split
+from captcha.evaluation.plots import learning_curves
+from captcha.evaluation.results import Evaluation, disagreement, evaluate
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import CHAMPION, TrainConfig, project_root
-from captcha.tracking import registry
-from captcha.tracking.models import LOGGED_MODEL, WEIGHTS_FILE, WEIGHTS_FOLDER, TrainedModel, load_trained, log_model
-from captcha.tracking.records import log_missing_params, log_test
+from captcha.settings import TrainSettings, project_root
+from captcha.tracking.models import Parent, load_parent, log_model, log_weights
+from captcha.tracking.records import log_inputs, log_predictions, log_settings, log_test
+from captcha.tracking.registry import register
 from captcha.tracking.runs import tracked_run
-from captcha.training.batches import endless_batches
-from captcha.training.checkpoint import Start
+from captcha.training import recipe as recipes
+from captcha.training.batches import Batches
+from captcha.training.checkpoint import Checkpoint, CheckpointError, warm_start
 from captcha.training.export import to_onnx, torch_recognizer
-from captcha.training.loop import EpochResult, TrainingError, choose_device, diagnosis, shuffled_batches, train_epochs
+from captcha.training.loop import EpochResult, TrainingError, TrainingState, choose_device, diagnosis, train_epochs
 from captcha.training.model import Crnn
+from captcha.training.recipe import Recipe
+from captcha.training.schedule import Schedule
+
+logger = logging.getLogger(__name__)
 
 EPOCHS_PER_PICTURE = 5
 
@@ -49,88 +43,292 @@ class TrainOutcome:
     """What a training left behind."""
 
     run_id: str
-    figures: dict[str, float]
+    metrics: dict[str, float]
     model_name: str
     model_version: int
     message: str
     example: str
     """Path of an image to try the model on."""
 
-    def summary(self) -> str:
-        """Return the closing lines for a person: the figure, the model, the next commands."""
-        return f"""
-{exact_match_line("the test split", self.figures)}
-{self.message}
 
-{next_commands(self.model_name, self.model_version, self.example)}"""
+@dataclass(frozen=True)
+class Sources:
+    """Where a training's images come from; `drawn` is the style whose images are half of every batch."""
 
+    data: Source
+    validation: Source | None = None
+    test: Source | None = None
+    drawn: Drawn | None = None
 
-def exact_match_line(images: str, figures: Mapping[str, float]) -> str:
-    """Return for a person how many of these images were read exactly, with the interval."""
-    return (
-        f"exact match on {images}: {figures['exact_match']:.2%} of {figures['n']:.0f} images "
-        f"(95 % interval {figures['exact_match_low']:.2%} to {figures['exact_match_high']:.2%})"
-    )
+    def by_side(self) -> dict[str, Source]:
+        """Return where each side of the split comes from."""
+        return {"train": self.data, "validation": self.validation or self.data, "test": self.test or self.data}
 
 
-def next_commands(name: str, version: int, example: str) -> str:
-    """Return the lines that tell a person how to look at the runs, and how to use this version of the model."""
-    uri = f"models:/{name}" + (f"@{CHAMPION}" if registry.is_champion(name, version) else f"/{version}")
-    return f"""compare the runs      {_command("mlflow")} ui
-serve the model       {_command("mlflow")} models serve -m {uri} --env-manager local -p 5001
-read one image        {_command("captcha")} predict {example} --model {uri}"""
-
-
-def train(config: TrainConfig, echo: Echo) -> TrainOutcome:
-    """Train as configured in one tracked run, register the model, and return what came of it.
+def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOutcome:
+    """Train in one tracked run, register the model, and return what came of it.
 
     Raises:
-        DataError: the data has problems; all of them are echoed first.
+        DataError: the data has problems; all of them are logged first.
+        StyleError, FontError: a style cannot be drawn.
         RegistryError: there is no such model to go on from.
-        TrainingError: the model to go on from is of another kind, the training cannot go on, or the exported model
-            does not agree with the trained one.
+        CheckpointError: the model to go on from is of another kind, or damaged.
+        TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
-    with tracked_run(f"{config.backbone} on {short_name(config.data)}, seed {config.seed}") as run:
-        before = _trained_before(config)
-        split = load_split(config, echo)
-        example = example_of(config, split.test[0])
-        tested = learn(config, split, before, example, echo)
-        name, version, message = registry.register(run.info.run_id, config.name)
-    return TrainOutcome(run.info.run_id, tested.figures(), name, version, message, os.path.relpath(example))
+    sources = parse_sources(settings)
+    with tracked_run(f"{settings.backbone} on {sources.data.short_name}, seed {settings.seed}") as run:
+        parent = parent_of(settings)
+        split = split_of(settings, sources)
+        example = example_of(sources, split.test[0])
+        evaluation = learn(settings, sources, split, parent, example, recipe)
+        name, version, message = register(run.info.run_id, settings.name)
+    return TrainOutcome(run.info.run_id, evaluation.metrics(), name, version, message, os.path.relpath(example))
 
 
-def learn(config: TrainConfig, split: Split, before: TrainedModel | None, example: Path, echo: Echo) -> Evaluation:
+def parse_sources(settings: TrainSettings) -> Sources:
+    """Return the sources that the settings name.
+
+    Raises:
+        DataError: there is no such folder, or images are to be drawn beside drawn ones.
+        StyleError: there is no such style.
+    """
+    data = parse_source(settings.data)
+    if settings.drawn and isinstance(data, Drawn):
+        raise DataError(
+            f"--drawn {settings.drawn} is drawn beside a folder's images: {settings.data} has drawn ones alone"
+        )
+    validation, test = (parse_source(each) if each else None for each in (settings.val_data, settings.test_data))
+    return Sources(data, validation, test, parse_style(settings.drawn) if settings.drawn else None)
+
+
+def parent_of(settings: TrainSettings) -> tuple[Parent, Checkpoint] | None:
+    """Return the model that the training goes on from, None where it starts from scratch.
+
+    Raises:
+        RegistryError: there is no such model.
+        CheckpointError: its backbone or height is another, or its weights are damaged.
+    """
+    if settings.init is None:
+        return None
+    parent, checkpoint = read_parent(settings.init)
+    if (checkpoint.backbone, checkpoint.height) != (settings.backbone, settings.height):
+        raise CheckpointError(
+            f"{parent.uri} is {checkpoint.backbone} for height {checkpoint.height}, not {settings.backbone} for "
+            f"{settings.height}: pass --backbone {checkpoint.backbone} --height {checkpoint.height} to go on from it"
+        )
+    return parent, checkpoint
+
+
+def read_parent(uri: str) -> tuple[Parent, Checkpoint]:
+    """Return a trained model by its URI: what MLflow knows of it, and its weights.
+
+    Raises:
+        RegistryError: there is no such model.
+        CheckpointError: its weights are damaged.
+    """
+    parent = load_parent(uri)
+    try:
+        return parent, Checkpoint.from_bytes(parent.weights, parent.meaning)
+    except CheckpointError as error:
+        raise CheckpointError(f"{parent.uri}, run {parent.run_id}: {error}") from None
+
+
+def split_of(settings: TrainSettings, sources: Sources) -> Split:
+    """Return the samples of the sources in their three parts. Raises what `read_split` raises."""
+    vocabulary = Vocabulary(settings.vocabulary) if settings.vocabulary else None
+    memory = ImageMemory(settings.image_memory)
+    fixed = (sources.validation, sources.test)
+    return read_split(sources.data, *fixed, settings.height, vocabulary, settings.seed, memory)
+
+
+def learn(
+    settings: TrainSettings,
+    sources: Sources,
+    split: Split,
+    parent: tuple[Parent, Checkpoint] | None,
+    example: Path,
+    recipe: Recipe = recipes.DEFAULT,
+) -> Evaluation:
     """Train on a split in the active run, log all that comes of it, and return what the model reads of the test part.
 
     Raises:
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
-    vocabulary = _vocabulary(config, split, echo)
-    log_inputs(config, split, vocabulary)
-    echo(
-        f"training {config.backbone} on {choose_device()}: {len(split.train)} images, {len(split.validation)} for "
-        f"validation, {len(split.test)} for the test, {len(vocabulary.characters)} characters"
+    vocabulary = vocabulary_of(settings, sources, split)
+    log_training(settings.model_dump(), sources, split, vocabulary, settings.backbone, recipe)
+    logger.info(
+        "training %s on %s: %d images, %d for validation, %d for the test, %d characters",
+        *(settings.backbone, choose_device(), len(split.train), len(split.validation), len(split.test)),
+        len(vocabulary.characters),
     )
-    start = start_from(config, before, vocabulary, echo) if before else None
-    model, results = fit(config, split, vocabulary, echo, start)
-    log_weights(model)
-    tested = log_recognizer(model, vocabulary, config.height, split, example)
-    assert tested  # a split has a test part
-    mlflow.log_figure(learning_curves(results), "learning_curves.png")
-    return tested
+    torch.manual_seed(settings.seed)
+    model = Crnn(
+        settings.backbone,
+        vocabulary,
+        settings.height,
+        settings.dropout,
+        gru_weight=recipe.gru_weight,
+        blank_prior=recipe.blank_prior,
+        pretrained=settings.pretrained,
+    )
+    if parent:
+        log_parent(*parent, vocabulary)
+        _warn_of_known_tests(settings, parent[0])
+        warm_start(model, parent[1])
+    schedule = schedule_of(
+        split, settings.epochs, settings.batch_size, settings.learning_rate, settings.patience, recipe
+    )
+    batches = batches_of(sources, split, settings.batch_size, settings.seed, settings.height, vocabulary)
+    model, history = fit(model, batches, split, schedule)
+    log_weights(Checkpoint.of(model).to_bytes())
+    evaluation = log_recognizer(model, split, example)
+    assert evaluation  # a split has a test part
+    mlflow.log_figure(learning_curves(history), "learning_curves.png")
+    return evaluation
 
 
-def log_weights(model: Crnn) -> None:
-    """Log the weights that a training can go on from, and their sha256."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / WEIGHTS_FILE
-        save_file(dict(model.state_dict()), file)
-        mlflow.log_artifact(str(file), WEIGHTS_FOLDER)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    mlflow.set_tag(f"sha256.{WEIGHTS_FILE}", digest)
+def vocabulary_of(settings: TrainSettings, sources: Sources, split: Split) -> Vocabulary:
+    """Return the vocabulary asked for, or that of the training labels and of the style drawn beside them."""
+    if settings.vocabulary:
+        return Vocabulary(settings.vocabulary)
+    drawn = [sources.drawn.style.alphabet] if sources.drawn else []
+    vocabulary = Vocabulary.from_texts([*(sample.text for sample in split.train), *drawn])
+    unseen = Counter(c for s in [*split.validation, *split.test] for c in vocabulary.missing(s.text))
+    if unseen:
+        listed = " ".join(sorted(unseen))
+        logger.warning("no training label holds %s: no held-back label with them can be read right", listed)
+    return vocabulary
 
 
-def log_recognizer(model: Crnn, vocabulary: Vocabulary, height: int, split: Split, example: Path) -> Evaluation | None:
+def log_training(
+    settings: Mapping[str, object],
+    sources: Sources,
+    split: Split,
+    vocabulary: Vocabulary,
+    backbone: str,
+    recipe: Recipe = recipes.DEFAULT,
+) -> None:
+    """Log the settings, what follows from them, and the data sets as MLflow's inputs."""
+    numbers = {f"recipe.{name}": value for name, value in recipe.changes().items()}
+    found = {"vocabulary_used": vocabulary.characters, "device": str(choose_device())}
+    log_settings({**settings, **numbers, **found})
+    mlflow.log_dict(recipe.model_dump(), "recipe.json")
+    mlflow.set_tags({"backbone": backbone, "data": sources.data.written})
+    log_inputs(split, sources.by_side())
+
+
+def log_parent(parent: Parent, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
+    """Log which model a training goes on from, and say what is new to it."""
+    mlflow.log_params({"init_used": parent.uri, "init_run": parent.run_id})
+    new = checkpoint.vocabulary.missing(vocabulary.characters)
+    logger.info("going on from %s%s", parent.uri, f", new characters: {new}" if new else "")
+    if new == vocabulary.characters:
+        logger.warning(
+            "none of the characters %s is known to %s: its convolutions are reused, its output layer is learned "
+            "from scratch",
+            *(new, parent.uri),
+        )
+
+
+def _warn_of_known_tests(settings: TrainSettings, parent: Parent) -> None:
+    """Say so where the test's folder is the one that the parent was trained on, split in another way."""
+    folder = Path(settings.test_data or settings.data)
+    same_split = settings.test_data is None and parent.test_data == "none" and parent.seed == settings.seed
+    if folder.is_dir() and folder.resolve() == Path(parent.data).resolve() and not same_split:
+        logger.warning(
+            "%s has learned from %s, split in another way: the test's figures are better than they should be, where "
+            "it knows the images held back now; test on others with --test-data",
+            *(parent.uri, parent.data),
+        )
+
+
+def schedule_of(
+    split: Split, epochs: int, batch_size: int, learning_rate: float, patience: int, recipe: Recipe
+) -> Schedule:
+    """Return the course of a training on a split's train part."""
+    steps_per_epoch = -(-max(recipe.epoch_images, len(split.train)) // batch_size)
+    return Schedule(epochs, steps_per_epoch, learning_rate, patience, recipe)
+
+
+def batches_of(sources: Sources, split: Split, size: int, seed: int, height: int, vocabulary: Vocabulary) -> Batches:
+    """Return what a training learns from: a folder's images, drawn ones, or half of each.
+
+    Texts that are held back for validation and test are not drawn.
+
+    Raises:
+        StyleError, FontError: the style cannot be drawn, or draws what is outside the vocabulary.
+    """
+    held_back = {sample.text for sample in [*split.validation, *split.test]}
+    style = sources.data if isinstance(sources.data, Drawn) else sources.drawn
+    drawn = style.samples(height, seed, held_back, vocabulary) if style else None
+    if isinstance(sources.data, Drawn):
+        return Batches([], drawn, size, seed, first_drawn=DRAWN_IMAGES)
+    return Batches(split.train, drawn, size, seed)
+
+
+def fit(
+    model: Crnn, batches: Batches, split: Split, schedule: Schedule, keep_last: bool = False
+) -> tuple[Crnn, list[dict[str, float]]]:
+    """Train the model, logging each epoch as it comes; return that of the best epoch, and the metrics of all.
+
+    Args:
+        model: new, or with the weights to go on from; it is changed.
+        batches: what to learn from.
+        split: its validation side chooses the epoch.
+        schedule: how long, and at which rates.
+        keep_last: where validation cannot tell, the last epoch's model in place of the best one's; nothing is printed.
+
+    Raises:
+        TrainingError: the training cannot go on.
+    """
+    mlflow.log_params({"model_parameters": sum(p.numel() for p in model.parameters())})
+    state = TrainingState(model.to(choose_device()).to(memory_format=torch.channels_last), schedule.recipe)
+    history: list[dict[str, float]] = []
+    for result in train_epochs(state, batches, split.validation, schedule, _progress):
+        history.append(result.metrics())
+        _log_epoch(result, schedule.epochs)
+        if not keep_last:
+            _print_epoch(result, schedule.epochs)
+    if keep_last:
+        state.keep(result.epoch)
+    else:
+        _warn(diagnosis(result))
+    mlflow.log_metrics({"best_epoch": state.kept_epoch})
+    trained = state.average.cpu().to(memory_format=torch.contiguous_format)
+    trained.load_state_dict(state.kept)
+    return trained, history
+
+
+def _log_epoch(result: EpochResult, epochs: int) -> None:
+    mlflow.log_metrics(result.metrics(), step=result.epoch)
+    if result.epoch % EPOCHS_PER_PICTURE == 0 or result.epoch == epochs:
+        log_predictions(result.validation, "val/predictions", result.epoch)
+
+
+def _print_epoch(result: EpochResult, epochs: int) -> None:
+    validation = result.validation
+    if result.train_loss is not None:
+        logger.info(
+            f"epoch {result.epoch:3}/{epochs}  loss {result.train_loss:7.3f}  val loss {validation.loss:7.3f}  "
+            f"exact match {validation.exact_match:7.2%}  {result.images_per_second:5.0f} images/s"
+            f"{'  *' if result.kept else ''}"
+        )
+    elif any(validation.predictions):  # the weights come from another training
+        logger.info(f"before training it reads {validation.exact_match:.2%} of the validation images")
+    if result.epoch == epochs // 3:
+        _warn(diagnosis(result))
+
+
+def _progress(steps: range) -> "tqdm[int]":
+    return tqdm(steps, unit="step", disable=None, leave=False)
+
+
+def _warn(warning: str | None) -> None:
+    if warning:
+        logger.warning(warning)
+
+
+def log_recognizer(model: Crnn, split: Split, example: Path) -> Evaluation | None:
     """Export the model, check it on the validation images, test it where there are test images, and log it.
 
     Raises:
@@ -138,199 +336,24 @@ def log_recognizer(model: Crnn, vocabulary: Vocabulary, height: int, split: Spli
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / ARTIFACT
-        digests = save_recognizer(folder, to_onnx(model, height), vocabulary, height)
+        digests = save_recognizer(folder, to_onnx(model), model.vocabulary, model.height)
         recognizer = Recognizer.load(folder)
-        if difference := disagreement(torch_recognizer(model, vocabulary, height), recognizer, split.validation):
+        if difference := disagreement(torch_recognizer(model), recognizer, split.validation):
             raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
         mlflow.set_tags({f"sha256.{name}": digest for name, digest in digests.items()})
-        tested = evaluation.evaluate(recognizer, split.test) if split.test else None
-        if tested:
-            log_test(tested)
-        log_model(LOGGED_MODEL, folder, example.read_bytes())
-    return tested
+        evaluation = evaluate(recognizer, split.test) if split.test else None
+        if evaluation:
+            log_test(evaluation)
+        log_model(folder, example.read_bytes())
+    return evaluation
 
 
-def _trained_before(config: TrainConfig) -> TrainedModel | None:
-    """Return the model that the training goes on from, None where it starts from scratch.
-
-    Raises:
-        RegistryError: there is no such model.
-        TrainingError: its backbone or height is another.
-    """
-    if config.init is None:
-        return None
-    found = load_trained(config.init)
-    if (found.backbone, found.height) != (config.backbone, config.height):
-        raise TrainingError(
-            f"{found.uri} is {found.backbone} for height {found.height}, not {config.backbone} for {config.height}: "
-            f"pass --backbone {found.backbone} --height {found.height} to go on from it"
-        )
-    return found
-
-
-def start_from(config: TrainConfig, found: TrainedModel, vocabulary: Vocabulary, echo: Echo) -> Start:
-    """Return the weights to go on from; log where they come from and say what is new to them.
-
-    Raises:
-        TrainingError: they are damaged.
-    """
-    try:
-        start = Start(load(found.weights), found.vocabulary)
-    except SafetensorError as error:
-        raise TrainingError(f"{found.uri}: the weights of run {found.run_id} are damaged: {error}") from None
-    mlflow.log_params({"init_used": found.uri, "init_run": found.run_id})
-    new = found.vocabulary.missing(vocabulary.characters)
-    echo(f"going on from {found.uri}{f', new characters: {new}' if new else ''}")
-    if new == vocabulary.characters:
-        echo(f"warning: no character of {new} is known to {found.uri}: only what it sees in images is gone on from")
-    if _may_have_learned_the_test(config, found):
-        echo(
-            f"warning: {found.uri} has learned from {found.data}, split in another way: the figures flatter where it "
-            "knows images that are held back now; test on others with --test-data"
-        )
-    return start
-
-
-def _may_have_learned_the_test(config: TrainConfig, found: TrainedModel) -> bool:
-    """Tell whether the test's folder is the one that the model was trained on, split in another way."""
-    folder = config.test_data or config.data
-    same_folder = not folder.startswith("draw:") and Path(folder).resolve() == Path(found.data).resolve()
-    return same_folder and not (config.test_data is None and found.test_data == "none" and found.seed == config.seed)
-
-
-def fit(
-    config: TrainConfig,
-    split: Split,
-    vocabulary: Vocabulary,
-    echo: Echo,
-    start: Start | None = None,
-    keep_last: bool = False,
-) -> tuple[Crnn, list[EpochResult]]:
-    """Return the model of the best epoch, on the CPU, and the results of all epochs, each logged as it came.
-
-    keep_last: the last epoch's in place of the best one's, where validation cannot tell.
-    """
-    results: list[EpochResult] = []
-    weights: dict[str, torch.Tensor] = {}
-    for result in train_epochs(config, split, vocabulary, _progress, _batches(config, split), start):
-        results.append(result)
-        if start and result.epoch == 0:
-            echo(f"before training it reads {result.validation.exact_match:.2%} of the validation images")
-        if result.epoch == 0:
-            mlflow.log_params({"model_parameters": sum(p.numel() for p in result.model.parameters())})
-        _log_epoch(config, result, echo)
-        if result.chosen or keep_last:
-            weights = {key: value.detach().cpu().clone() for key, value in result.model.state_dict().items()}
-            best_epoch = result.epoch
-        if result.epoch == config.epochs // 3:
-            _warn(diagnosis(result), echo)
-    _warn(diagnosis(results[-1]), echo)
-    mlflow.log_metrics({"best_epoch": best_epoch})
-    model = results[-1].model.cpu().to(memory_format=torch.contiguous_format)
-    model.load_state_dict(weights)
-    return model, results
-
-
-def _batches(config: TrainConfig, split: Split) -> Iterator[list[Sample]] | None:
-    """Return batches without end of drawn images, or half of them drawn; None where the folder's are all."""
-    if not (config.drawn_style or config.drawn):
-        return None
-    drawn = drawn_samples(config, {sample.text for sample in [*split.validation, *split.test]})
-    if config.drawn_style:
-        return endless_batches(drawn, config.batch_size, start=sources.DRAWN_IMAGES)
-    half = config.batch_size // 2
-    real = shuffled_batches(split.train, config.batch_size - half, torch.Generator().manual_seed(config.seed))
-    return (a + b for a, b in zip(real, endless_batches(drawn, half, start=0), strict=True))
-
-
-def _warn(warning: str | None, echo: Echo) -> None:
-    if warning:
-        echo(f"warning: {warning}")
-
-
-def _vocabulary(config: TrainConfig, split: Split, echo: Echo) -> Vocabulary:
-    """Return the configured vocabulary, or that of the training labels and of the style drawn beside them."""
-    if config.vocabulary:
-        return Vocabulary(config.vocabulary)
-    drawn = [load_style(config.drawn).alphabet] if config.drawn else []
-    vocabulary = Vocabulary.from_texts([*(sample.text for sample in split.train), *drawn])
-    unseen = Counter(c for s in [*split.validation, *split.test] for c in vocabulary.missing(s.text))
-    if unseen:
-        listed = " ".join(sorted(unseen))
-        echo(f"warning: no training label holds {listed}: the labels with them, held back, cannot be read right")
-    return vocabulary
-
-
-def _progress(steps: "range") -> "tqdm[int]":
-    return tqdm(steps, unit="step", disable=None, leave=False)
-
-
-def log_inputs(config: TrainConfig, split: Split, vocabulary: Vocabulary) -> None:
-    """Log the settings, what follows from them, and the data sets as MLflow's inputs."""
-    sides = {"train": split.train, "validation": split.validation, "test": split.test}
-    digests = {side: data.digest(samples) for side, samples in sides.items()}
-    log_missing_params(
-        {
-            **config.model_dump(),
-            **{f"{side}_images": len(samples) for side, samples in sides.items()},
-            **{f"{side}_digest": digest for side, digest in digests.items()},
-            "split_digest": split.digest,
-            "vocabulary_used": vocabulary.characters,
-            "device": str(choose_device()),
-        }
-    )
-    mlflow.set_tags({"backbone": config.backbone, "data": config.data})
-    folders = {"train": None, "validation": config.val_data, "test": config.test_data}
-    for side, fixed in folders.items():
-        folder = fixed or config.data
-        dataset = MetaDataset(_source(folder), name=f"{short_name(folder)}-{side}", digest=digests[side])  # type: ignore[abstract]
-        mlflow.log_input(dataset, context=side)
-
-
-def _source(folder: str) -> DatasetSource:
-    if folder.startswith("draw:"):
-        return CodeDatasetSource({"drawn": folder})
-    source: DatasetSource = LocalArtifactDatasetSource(Path(folder).resolve().as_uri())
-    return source
-
-
-def _log_epoch(config: TrainConfig, result: EpochResult, echo: Echo) -> None:
-    validation = result.validation
-    metrics = {"val/loss": validation.loss, "val/exact_match": validation.exact_match, "val/cer": validation.cer}
-    if result.train_loss is not None:
-        metrics |= {
-            "train/loss": result.train_loss,
-            "train/lr": result.learning_rate,
-            "train/images_per_second": result.images_per_second,
-            "train/epoch_seconds": result.epoch_seconds,
-        }
-        echo(
-            f"epoch {result.epoch:3}/{config.epochs}  loss {result.train_loss:7.3f}  val loss {validation.loss:7.3f}  "
-            f"exact match {validation.exact_match:7.2%}  {result.images_per_second:5.0f} images/s"
-            f"{'  *' if result.chosen else ''}"
-        )
-    mlflow.log_metrics(metrics, step=result.epoch)
-    if result.epoch % EPOCHS_PER_PICTURE == 0 or result.epoch == config.epochs:
-        mlflow.log_image(prediction_grid(validation), key="val/predictions", step=result.epoch)
-
-
-def example_of(config: TrainConfig, sample: Sample) -> Path:
-    """Return the path of an image to try the model on; a drawn one is written beside the runs."""
-    folder = config.test_data or config.data
-    if config.drawn_style is None or config.test_data:
-        return Path(folder) / sample.name
+def example_of(sources: Sources, sample: Sample) -> Path:
+    """Return the path of an image of the test part to try the model on; a drawn one is written beside the runs."""
+    source = sources.by_side()["test"]
+    if isinstance(source, Folder):
+        return source.path / sample.name
     path = project_root() / "mlruns" / f"example-{sample.text.replace('/', '_')}.png"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(cv2.imencode(".png", sample.image[:, :, ::-1])[1].tobytes())
     return path
-
-
-def _command(tool: str) -> str:
-    """Return how a person's shell, in the folder this runs in, calls a tool of this environment on these runs."""
-    folder = Path(sys.executable).parent
-    # A .venv inside the project is on PATH while make runs, not in the shell that make was called from.
-    if str(folder) not in os.environ.get("PATH", "").split(os.pathsep) or project_root() in folder.parents:
-        tool = os.path.relpath(folder / tool)
-    # Without a word, MLflow takes the mlflow.db of the folder it is called in.
-    uri = mlflow.get_tracking_uri()
-    return tool if uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}" else f"MLFLOW_TRACKING_URI={uri} {tool}"

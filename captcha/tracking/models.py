@@ -4,11 +4,12 @@ import base64
 import hashlib
 import re
 import shutil
+import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
 
 import mlflow
 import pandas as pd
@@ -22,8 +23,6 @@ from mlflow.types.schema import Array
 
 import captcha
 from captcha.reading.recognizer import ARTIFACT, Recognizer
-from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import Backbone
 from captcha.tracking.runs import RegistryError, connect
 
 LOGGED_MODEL = "recognizer"
@@ -69,23 +68,22 @@ def load_recognizer(model_uri: str) -> Recognizer:
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """What a training left for another to go on from."""
+class Parent:
+    """A trained model that another training goes on from."""
 
     uri: str
     """models:/NAME/VERSION, also where an alias was asked for, or runs:/RUN_ID."""
     run_id: str
-    backbone: Backbone
-    height: int
-    vocabulary: Vocabulary
     data: str
     test_data: str
     seed: int
     weights: bytes
     """The content of a safetensors file."""
+    meaning: Mapping[str, str]
+    """Its backbone, vocabulary and height, which the first versions did not keep in the file."""
 
 
-def load_trained(uri: str) -> TrainedModel:
+def load_parent(uri: str) -> Parent:
     """Return the model of models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID, as it came from its training.
 
     Raises:
@@ -98,7 +96,18 @@ def load_trained(uri: str) -> TrainedModel:
         run = client.get_run(run_id)
     except MlflowException as error:
         raise RegistryError(f"{uri}: {first_line(error)}; train one first, or name another") from None
-    name = f"{WEIGHTS_FOLDER}/{WEIGHTS_FILE}"
+    weights = _weights(uri, run)
+    params = run.data.params
+    try:
+        meaning = {"backbone": params["backbone"], "vocabulary": params["vocabulary_used"], "height": params["height"]}
+        return Parent(resolved, run_id, data_of(run), params["test_data"], int(params["seed"]), weights, meaning)
+    except KeyError as error:
+        raise RegistryError(f"{uri}: run {run_id} is no training, it has no param {error}; name another") from None
+
+
+def _weights(uri: str, run: Run) -> bytes:
+    """Return the content of a run's weights, checked against their sha256."""
+    run_id, name = run.info.run_id, f"{WEIGHTS_FOLDER}/{WEIGHTS_FILE}"
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder)
@@ -110,21 +119,7 @@ def load_trained(uri: str) -> TrainedModel:
     digest = run.data.tags.get(f"sha256.{WEIGHTS_FILE}")  # runs of the first versions have no such tag
     if digest and digest != hashlib.sha256(weights).hexdigest():
         raise RegistryError(f"{uri}: {name} of run {run_id} is damaged: its sha256 is not the one it was saved with")
-    params = run.data.params
-    try:
-        return TrainedModel(
-            uri=resolved,
-            run_id=run_id,
-            backbone=cast(Backbone, params["backbone"]),
-            height=int(params["height"]),
-            vocabulary=Vocabulary(params["vocabulary_used"]),
-            data=data_of(run),
-            test_data=params["test_data"],
-            seed=int(params["seed"]),
-            weights=weights,
-        )
-    except KeyError as error:
-        raise RegistryError(f"{uri}: run {run_id} is no training, it has no param {error}; name another") from None
+    return weights
 
 
 def _run_behind(client: MlflowClient, uri: str) -> tuple[str, str]:
@@ -141,26 +136,39 @@ def _run_behind(client: MlflowClient, uri: str) -> tuple[str, str]:
     return f"models:/{name}/{version.version}", version.run_id
 
 
-def log_model(name: str, recognizer: Path, example: bytes) -> ModelInfo:
+def log_weights(content: bytes) -> None:
+    """Log a safetensors file that a training can go on from, and its sha256, to the active run."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / WEIGHTS_FILE
+        file.write_bytes(content)
+        mlflow.log_artifact(str(file), WEIGHTS_FOLDER)
+    mlflow.set_tag(f"sha256.{WEIGHTS_FILE}", hashlib.sha256(content).hexdigest())
+
+
+def log_model(recognizer: Path, example: bytes) -> ModelInfo:
     """Log the recognizer in that folder to the active run as a model that MLflow can serve.
 
     The model keeps the folder under its name in `artifacts/`; name it `ARTIFACT`, so that it is found there.
     `example` is an image file's content, for the model's input example.
     """
-    reading = Path(captcha.__file__).parent / "reading"
+    package = Path(captcha.__file__).parent
     with tempfile.TemporaryDirectory() as temporary:
-        code = Path(temporary) / "captcha"
-        shutil.copytree(reading, code / reading.name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(reading.parent / "__init__.py", code)
+        code = Path(temporary) / package.name
+        shutil.copytree(package / "reading", code / "reading", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(package / "__init__.py", code)
+        paths = list(sys.path)
         info: ModelInfo = mlflow.pyfunc.log_model(
-            name=name,
-            python_model=str(reading / "serving.py"),
+            name=LOGGED_MODEL,
+            python_model=str(package / "reading" / "serving.py"),
             code_paths=[str(code)],
             artifacts={ARTIFACT: str(recognizer)},
             signature=SIGNATURE,
             input_example=pd.DataFrame({"image": [base64.b64encode(example).decode()]}),
             pip_requirements=[f"{each}=={version(each)}" for each in SERVED_PACKAGES],
         )
+        # MLflow has tried the example and left the model's copy of this package on the path: processes that are
+        # started later would import that one.
+        sys.path[:] = paths
     return info
 
 

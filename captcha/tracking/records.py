@@ -1,30 +1,70 @@
-"""What a run holds: its params, the figures of a test, files."""
+"""What a run holds: settings, inputs, the figures of each epoch, the test, files."""
 
 from collections.abc import Mapping
 
 import mlflow
 import pandas as pd
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
+from captcha.data.samples import Split, digest
+from captcha.data.sources import Folder, Source
 from captcha.evaluation.metrics import character_confusion
-from captcha.evaluation.plots import confusion_figure, prediction_grid
 from captcha.evaluation.results import Evaluation
+from captcha.settings import written
 
 
-def log_missing_params(params: Mapping[str, object]) -> None:
-    """Log what the run does not have yet: `mlflow run` has logged some, and refuses a change in their spelling.
+def log_settings(settings: Mapping[str, object]) -> None:
+    """Log as params what the run does not have yet: `mlflow run` has logged some, and refuses another spelling.
 
-    None is logged as none, as it is written on the command line.
+    None is logged as it is written on the command line.
     """
     run = mlflow.active_run()
     known = mlflow.get_run(run.info.run_id).data.params if run else {}
-    missing = {key: value for key, value in params.items() if key not in known}
-    mlflow.log_params({key: "none" if value is None else value for key, value in missing.items()})
+    mlflow.log_params({key: written(value) for key, value in settings.items() if key not in known})
 
 
-def log_test(tested: Evaluation) -> None:
-    """Log the figures of a test, every prediction, the confusions and a picture."""
-    metrics = {f"test/{key}": value for key, value in tested.figures().items()}
-    repeats = tested.with_repeats()
+def log_inputs(split: Split, sources: Mapping[str, Source]) -> None:
+    """Log each side of a split as an input of the run, and as params its count and digest.
+
+    `sources` has where the sides `train`, `validation` and `test` come from.
+    """
+    sides = {"train": split.train, "validation": split.validation, "test": split.test}
+    digests = {side: digest(samples) for side, samples in sides.items()}
+    log_settings(
+        {
+            **{f"{side}_images": len(samples) for side, samples in sides.items()},
+            **{f"{side}_digest": each for side, each in digests.items()},
+            "split_digest": split.digest,
+        }
+    )
+    for side, source in sources.items():
+        name = f"{source.short_name}-{side}"
+        mlflow.log_input(MetaDataset(_dataset_source(source), name=name, digest=digests[side]), context=side)  # type: ignore[abstract]
+
+
+def _dataset_source(source: Source) -> DatasetSource:
+    if isinstance(source, Folder):
+        folder: DatasetSource = LocalArtifactDatasetSource(source.path.resolve().as_uri())
+        return folder
+    return CodeDatasetSource({"drawn": source.written})
+
+
+def log_predictions(evaluation: Evaluation, key: str, step: int) -> None:
+    """Log a picture of what is read at a step, beside the same images at other steps."""
+    from captcha.evaluation.plots import prediction_grid  # brings matplotlib: not before it is needed
+
+    mlflow.log_image(prediction_grid(evaluation), key=key, step=step)
+
+
+def log_test(evaluation: Evaluation) -> None:
+    """Log the metrics of a test, every prediction, the confusions and a picture."""
+    from captcha.evaluation.plots import confusion_figure, prediction_grid  # brings matplotlib, as above
+
+    metrics = {f"test/{key}": value for key, value in evaluation.metrics().items()}
+    repeats = evaluation.with_repeats()
     if repeats.samples:
         metrics["test/exact_match_repeats"] = repeats.exact_match
         metrics["test/n_repeats"] = len(repeats.samples)
@@ -32,17 +72,17 @@ def log_test(tested: Evaluation) -> None:
     mlflow.log_table(
         pd.DataFrame(
             {
-                "file": [sample.name for sample in tested.samples],
-                "label": tested.references,
-                "prediction": tested.predictions,
-                "right": [p == r for p, r in zip(tested.predictions, tested.references, strict=True)],
-                "confidence": [reading.confidence for reading in tested.readings],
+                "file": [sample.name for sample in evaluation.samples],
+                "label": evaluation.references,
+                "prediction": evaluation.predictions,
+                "right": [p == r for p, r in zip(evaluation.predictions, evaluation.references, strict=True)],
+                "confidence": [reading.confidence for reading in evaluation.readings],
             }
         ),
         "test_predictions.json",
     )
-    confusion = character_confusion(tested.predictions, tested.references)
+    confusion = character_confusion(evaluation.predictions, evaluation.references)
     rows = [(label, read, count) for (label, read), count in confusion.most_common()]
     mlflow.log_table(pd.DataFrame(rows, columns=["label", "prediction", "count"]), "test_confusion.json")
-    mlflow.log_figure(confusion_figure(tested), "test_confusion.png")
-    mlflow.log_image(prediction_grid(tested), artifact_file="test_predictions.png")
+    mlflow.log_figure(confusion_figure(evaluation), "test_confusion.png")
+    mlflow.log_image(prediction_grid(evaluation), artifact_file="test_predictions.png")

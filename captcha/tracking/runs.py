@@ -102,3 +102,8 @@ def _leave_unusable_run() -> None:
         client.set_tag(run_id, "mlflow.runName", "started by mlflow run, see its description")
         for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
             os.environ.pop(name, None)
+
+
+def tracking_uri() -> str:
+    """Return where runs are tracked."""
+    return str(mlflow.get_tracking_uri())

@@ -1,63 +1,109 @@
-"""Drawn samples without end: workers draw them while the model learns, and none comes twice."""
+"""Which samples step k learns from: shuffled, drawn, or half of each. It follows from the seed and k alone."""
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from captcha import CaptchaError
 from captcha.data.samples import Sample
 from captcha.data.sources import DrawnSamples
-from captcha.drawing.styles import StyleError
 
 WORKERS = 4  # at the most: each draws some hundred images a second
 
 
-def endless_batches(samples: DrawnSamples, size: int, start: int, workers: int | None = None) -> Iterator[list[Sample]]:
-    """Yield batches of samples `start`, `start` + 1, ... for ever, the same whatever the number of workers.
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a training, without end: of a folder's samples, of drawn ones, or with half of each.
 
-    Raises:
-        StyleError: a text does not fit its image.
+    The folder's samples come in an order by the seed, each once before any comes again; drawn ones never come again.
     """
-    workers = min(WORKERS, (os.cpu_count() or 1) // 2) if workers is None else workers
-    loader = DataLoader(
-        _Guarded(samples),
-        batch_sampler=_Numbers(size, start),
-        num_workers=workers,
-        collate_fn=list,
-        # Not a copy of this process, whose threads may hold locks as it is copied.
-        multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=_draw_on_one_thread,
-    )
-    for batch in loader:
-        if wrong := [sample for sample in batch if isinstance(sample, StyleError)]:
-            raise wrong[0]
-        yield batch
+
+    folder: Sequence[Sample]
+    drawn: DrawnSamples | None
+    size: int
+    seed: int
+    first_drawn: int = 0
+    """Number of the first drawn sample to learn from."""
+
+    def numbers(self, step: int) -> list[int]:
+        """Return which samples a step learns from: the folder's, and counted on from their end the drawn ones."""
+        drawn = 0 if self.drawn is None else self.size // 2 if self.folder else self.size
+        real = self.size - drawn
+        places = range(step * real, (step + 1) * real)
+        first = len(self.folder) + self.first_drawn + step * drawn
+        return [*(shuffled(len(self.folder), self.seed, place) for place in places), *range(first, first + drawn)]
+
+    def from_step(self, step: int, workers: int | None = None) -> Iterator[list[Sample]]:
+        """Yield the batches of this step and of all that follow, the same whatever the number of workers.
+
+        Workers are processes that draw, and that read what is not kept in memory; None takes as many as help.
+
+        Raises:
+            CaptchaError: a text does not fit its drawn image, or a file is no longer the image that it was.
+        """
+        if workers is None:
+            idle = self.drawn is None and all(sample.kept for sample in self.folder)
+            workers = 0 if idle else min(WORKERS, (os.cpu_count() or 1) // 2)
+        loader = DataLoader(
+            _Unkept(self.folder, self.drawn),
+            batch_sampler=_Steps(self, step),
+            num_workers=workers,
+            collate_fn=list,
+            # Not a copy of this process, whose threads may hold locks as it is copied.
+            multiprocessing_context="spawn" if workers else None,
+            worker_init_fn=_work_on_one_thread,
+        )
+        for batch in loader:
+            if wrong := [item for item in batch if isinstance(item, CaptchaError)]:
+                raise wrong[0]
+            yield [self.folder[item] if isinstance(item, int) else item for item in batch]
 
 
-def _draw_on_one_thread(worker: int) -> None:
-    """Keep OpenCV from sharing the small images among threads, which takes the model's time and saves none."""
-    cv2.setNumThreads(1)
+def shuffled(count: int, seed: int, place: int) -> int:
+    """Return which of `count` samples stands at a place of an endless row; each comes once before any comes again."""
+    turn, within = divmod(place, count)
+    return int(_permutation(count, seed, turn)[within])
 
 
-class _Guarded(Dataset[Sample | StyleError]):
-    """A worker's errors come with its stack; one that a person can mend is handed over as it is."""
+@lru_cache(maxsize=2)
+def _permutation(count: int, seed: int, turn: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, turn]).permutation(count)
 
-    def __init__(self, samples: DrawnSamples) -> None:
-        self.samples = samples
 
-    def __getitem__(self, index: int) -> Sample | StyleError:
+class _Unkept(Dataset[Sample | int | CaptchaError]):
+    """What workers make: samples drawn, or read. Of those in memory, which stay where they are, the number."""
+
+    def __init__(self, folder: Sequence[Sample], drawn: DrawnSamples | None) -> None:
+        self.to_read = [None if sample.kept else sample for sample in folder]
+        self.drawn = drawn
+
+    def __getitem__(self, index: int) -> Sample | int | CaptchaError:
+        """Hand over an error that a person can mend as it is: raised, it would come with the worker's stack."""
         try:
-            return self.samples[index]
-        except StyleError as error:
+            if index >= len(self.to_read):
+                assert self.drawn is not None
+                return self.drawn[index - len(self.to_read)]
+            sample = self.to_read[index]
+            return index if sample is None else replace(sample, pixels=sample.image)
+        except CaptchaError as error:
             return error
 
 
-class _Numbers(Sampler[list[int]]):
-    def __init__(self, size: int, start: int) -> None:
-        self.size, self.start = size, start
+class _Steps(Sampler[list[int]]):
+    def __init__(self, batches: Batches, start: int) -> None:
+        self.batches, self.start = batches, start
 
     def __iter__(self) -> Iterator[list[int]]:
-        for first in itertools.count(self.start, self.size):
-            yield [*range(first, first + self.size)]
+        return map(self.batches.numbers, itertools.count(self.start))
+
+
+def _work_on_one_thread(worker: int) -> None:
+    """Keep OpenCV from sharing the small images among threads, which takes the model's time and saves none."""
+    cv2.setNumThreads(1)

@@ -11,17 +11,16 @@ from numpy.typing import NDArray
 
 from captcha.reading.images import FRAME_STRIDE
 from captcha.reading.recognizer import Recognizer
-from captcha.reading.vocabulary import Vocabulary
 from captcha.training.model import Crnn
 
 
-def to_onnx(model: Crnn, height: int) -> bytes:
+def to_onnx(model: Crnn) -> bytes:
     """Return the model as an ONNX graph: uint8 `images` (N, 3, height, W) → float32 `log_probs` (T, N, C).
 
     N and W are free. The exporter is TorchScript's: the newer one unrolls the GRU over a fixed T.
     """
     twin = copy.deepcopy(model).cpu().eval()
-    example = torch.zeros((1, 3, height, 16 * FRAME_STRIDE), dtype=torch.uint8)
+    example = torch.zeros((1, 3, model.height, 16 * FRAME_STRIDE), dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the pinned version still brings it
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]  # about the GRU's checks of its input
@@ -38,7 +37,7 @@ def to_onnx(model: Crnn, height: int) -> bytes:
         return Path(folder, "model.onnx").read_bytes()
 
 
-def torch_recognizer(model: Crnn, vocabulary: Vocabulary, height: int) -> Recognizer:
+def torch_recognizer(model: Crnn) -> Recognizer:
     """Return a recognizer whose engine is PyTorch, in single precision, on the model's device."""
     device = next(model.parameters()).device
 
@@ -48,4 +47,4 @@ def torch_recognizer(model: Crnn, vocabulary: Vocabulary, height: int) -> Recogn
             log_probs: NDArray[np.float32] = model(torch.from_numpy(images).to(device)).cpu().numpy()
         return log_probs
 
-    return Recognizer(log_probs_of, vocabulary, height)
+    return Recognizer(log_probs_of, model.vocabulary, model.height)

@@ -1,38 +1,27 @@
-"""The training loop: samples in, one EpochResult after each epoch out. Knows neither MLflow nor the terminal."""
+"""The training loop: batches in, one EpochResult after each epoch out. Knows neither MLflow nor the terminal."""
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from captcha import CaptchaError
-from captcha.data.samples import Sample, Split
-from captcha.evaluation.metrics import wilson_interval
+from captcha.data.samples import Sample
 from captcha.evaluation.results import Evaluation, evaluate
 from captcha.reading.images import stack
-from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import TrainConfig
 from captcha.training.augmentation import augment
-from captcha.training.checkpoint import Start, go_on_from
+from captcha.training.batches import Batches
 from captcha.training.export import torch_recognizer
 from captcha.training.model import Crnn
-
-EPOCH_IMAGES = 500
-"""Images in an epoch at the least: a smaller folder is gone through several times, changed anew each time."""
-
-WARM_UP_STEPS = 200
-LANDING_PART = 6  # the learning rate falls over the sixth part of the epochs, also where they end early
-AUGMENTATION_RAMP = 0.1  # share of the training over which the augmentation grows to its full strength
-WEIGHT_DECAY = 0.01
-GRADIENT_NORM = 5.0
-CHANCE = 0.68  # confidence of the interval, one standard error, below which an epoch is worse than the best one
-AVERAGE_DECAY = 0.99  # of the moving average of the weights, which is the model that counts
+from captcha.training.recipe import Recipe
+from captcha.training.schedule import Schedule, Standing
 
 DIAGNOSED_EPOCH = 5
 """Before it, reading nothing yet is no sign of being stuck."""
@@ -55,13 +44,84 @@ class EpochResult:
     model: Crnn
     """The averaged model as of this epoch, on the device of the training; it changes with the next."""
     validation: Evaluation
-    chosen: bool
-    """Whether this epoch's model is the one to keep so far."""
+    kept: bool
+    """Whether this epoch's model takes the place of the one kept so far."""
     train_loss: float | None
     """CTC loss per image over the epoch, with augmentation and dropout."""
     learning_rate: float
     images_per_second: float
     epoch_seconds: float
+
+    def metrics(self) -> dict[str, float]:
+        """Return what is logged of an epoch, by name."""
+        validation = self.validation
+        metrics = {"val/loss": validation.loss, "val/exact_match": validation.exact_match, "val/cer": validation.cer}
+        if self.train_loss is not None:
+            metrics |= {
+                "train/loss": self.train_loss,
+                "train/lr": self.learning_rate,
+                "train/images_per_second": self.images_per_second,
+                "train/epoch_seconds": self.epoch_seconds,
+            }
+        return metrics
+
+
+class TrainingState:
+    """All that a training knows between two steps: saved and loaded, it goes on as if nothing had been.
+
+    Batches, augmentation and dropout are not part of it: they follow from the seed and the step.
+    """
+
+    def __init__(self, model: Crnn, recipe: Recipe) -> None:
+        self.model = model
+        average = get_ema_multi_avg_fn(recipe.average_decay)
+        self.averaging = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self.average.gru.flatten_parameters()  # cuDNN wants them side by side in memory, which a copy's are not
+        self.optimizer = make_optimizer(model, recipe.weight_decay)
+        self.step = 0
+        self.losses: list[float] = []
+        """Of the steps of the epoch under way."""
+        self.standing: Standing | None = None
+        """After the last epoch; None before the model was evaluated for the first time."""
+        self.kept_epoch = 0
+        self.kept: dict[str, Tensor] = {}
+        """The averaged weights as of the epoch kept, on the CPU."""
+
+    @property
+    def average(self) -> Crnn:
+        """The moving average of the weights: the model that counts."""
+        return cast(Crnn, self.averaging.module)
+
+    def keep(self, epoch: int) -> None:
+        """Take the averaged weights as they are now for the training's result so far."""
+        self.kept_epoch = epoch
+        self.kept = {name: value.detach().cpu().clone() for name, value in self.average.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything, as `torch.save` takes it and `torch.load(weights_only=True)` gives it back."""
+        return {
+            "model": self.model.state_dict(),
+            "averaging": self.averaging.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "losses": list(self.losses),
+            "standing": asdict(self.standing) if self.standing else None,
+            "kept_epoch": self.kept_epoch,
+            "kept": dict(self.kept),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned for a training of the same settings.
+
+        Raises:
+            RuntimeError, ValueError: it is of another model.
+        """
+        self.model.load_state_dict(state["model"])
+        self.averaging.load_state_dict(state["averaging"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.losses = state["step"], list(state["losses"])
+        self.standing = Standing(**state["standing"]) if state["standing"] else None
+        self.kept_epoch, self.kept = state["kept_epoch"], dict(state["kept"])
 
 
 def choose_device() -> torch.device:
@@ -72,103 +132,81 @@ def choose_device() -> torch.device:
 
 
 def train_epochs(
-    config: TrainConfig,
-    split: Split,
-    vocabulary: Vocabulary,
+    state: TrainingState,
+    batches: Batches,
+    validation: Sequence[Sample],
+    schedule: Schedule,
     progress: Progress = iter,
-    batches: Iterator[list[Sample]] | None = None,
-    start: Start | None = None,
 ) -> Iterator[EpochResult]:
-    """Train a CRNN, yielding after each epoch; ends early, its learning rate landed, where validation stands still.
+    """Go on with a training, yielding after each epoch; it stops early where validation stands still.
 
     Args:
-        config: what to do.
-        split: its train side is learned from, its validation side chooses the epoch; test is not touched.
-        vocabulary: holds every character of the training labels.
+        state: where it stands, new or loaded; it is up to date whenever `progress` is asked for the next step.
+        batches: what to learn from.
+        validation: samples that choose the epoch.
+        schedule: how long, and at which rates.
         progress: wraps the steps of an epoch, as tqdm does.
-        batches: without end, learned from in place of the train side, which then only says how long an epoch is.
-        start: weights to go on from, of a model with the same backbone and height; all else stays as without it.
 
     Raises:
-        StartError: the weights of the start do not fit.
-        TrainingError: when the loss is no longer a number.
+        TrainingError: the loss is no longer a number.
+        CaptchaError: a batch cannot be drawn or read.
     """
-    seed_everything(config.seed)
-    device = choose_device()
-    # The order and the augmentation have generators of their own: evaluating more often changes neither.
-    order = Generator().manual_seed(config.seed)
-    changes = Generator(device).manual_seed(config.seed)
-    model = Crnn(config.backbone, vocabulary.classes, config.height, config.dropout, config.pretrained)
-    if start:
-        go_on_from(start, model, vocabulary)
-    model = model.to(device).to(memory_format=torch.channels_last)
-    averaging = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY), use_buffers=True)
-    average = cast(Crnn, averaging.module)
-    average.gru.flatten_parameters()  # cuDNN wants them side by side in memory, which a copy's are not
-    steps_per_epoch = math.ceil(max(EPOCH_IMAGES, len(split.train)) / config.batch_size)
-    steps = steps_per_epoch * config.epochs
-    ramp, warm_up = AUGMENTATION_RAMP * steps, min(WARM_UP_STEPS, steps // 10 + 1)
-    landing = max(1, config.epochs // LANDING_PART)
-    optimizer = _optimizer(model, config.learning_rate)
-    batches = batches or shuffled_batches(split.train, config.batch_size, order)
-    recognizer = torch_recognizer(average, vocabulary, config.height)
-
-    validation = evaluate(recognizer, split.validation)
-    yield EpochResult(0, average, validation, True, None, config.learning_rate, 0.0, 0.0)
-    epoch, waited, last_epoch = 0, 0, config.epochs
-    highest_match, lowest_loss, count = validation.exact_match, validation.loss, len(split.validation)
-    while epoch < last_epoch:
-        epoch += 1
+    recognizer = torch_recognizer(state.average)
+    if state.standing is None:
+        before = evaluate(recognizer, validation)
+        state.standing = Standing(0, schedule.epochs, before.exact_match, before.loss)
+        state.keep(0)
+        yield EpochResult(0, state.average, before, True, None, schedule.learning_rate, 0.0, 0.0)
+    row = batches.from_step(state.step)
+    while not state.standing.ended:
+        epoch = state.standing.epoch + 1
+        steps = range(state.step, epoch * schedule.steps_per_epoch)
+        rate = schedule.rate(steps.stop - 1, state.standing.last_epoch)
         started = time.perf_counter()
-        model.train()
-        losses = []
-        for index in progress(range(steps_per_epoch)):
-            step = (epoch - 1) * steps_per_epoch + index
-            samples = next(batches)
-            images = torch.from_numpy(stack([sample.image for sample in samples])).to(device)
-            images = augment(images, min(1.0, step / ramp), changes)
-            targets = [vocabulary.encode(sample.text) for sample in samples]
-            with torch.autocast(device.type, torch.bfloat16, enabled=_has_bfloat16(device)):
-                log_probs = model(images.contiguous(memory_format=torch.channels_last))
-            loss = ctc_loss(log_probs, targets)
-            # Up in a straight line, level, and down to nothing over the last epochs, whichever these turn out to be.
-            steps_left = last_epoch * steps_per_epoch - step
-            rate = config.learning_rate * min(1, (step + 1) / warm_up, steps_left / (landing * steps_per_epoch))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-            optimizer.step()
-            averaging.update_parameters(model)
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
+        for _ in progress(steps):
+            train_step(state, next(row), batches.seed, schedule)
+            if not math.isfinite(state.losses[-1]):
                 raise TrainingError(
-                    f"the loss became {losses[-1]} in epoch {epoch}: train again with a lower learning rate "
-                    f"than {config.learning_rate:g}"
+                    f"the loss became {state.losses[-1]} in epoch {epoch}: train again with a lower learning rate "
+                    f"than {schedule.learning_rate:g}"
                 )
         seconds = time.perf_counter() - started
-        validation = evaluate(recognizer, split.validation)
-        match = validation.exact_match
-        # The latest epoch counts that is as good as the best one, chance apart: it has learned longer, at a lower
-        # rate at last. The best of many by some dozens of images is the luckiest, too.
-        chosen = match >= wilson_interval(round(highest_match * count), count, CHANCE)[0]
-        # More matches, or a loss lower than ever while some are missing; nothing read yet is no standstill either.
-        better = match > highest_match or (validation.loss < lowest_loss and match < 1) or not highest_match
-        waited = 0 if better else waited + 1
-        highest_match, lowest_loss = max(highest_match, match), min(lowest_loss, validation.loss)
-        if waited >= config.patience:
-            last_epoch = min(last_epoch, epoch + landing)
-        yield EpochResult(
-            epoch,
-            average,
-            validation,
-            chosen,
-            sum(losses) / len(losses),
-            rate,
-            steps_per_epoch * config.batch_size / seconds,
-            seconds,
-        )
+        evaluation = evaluate(recognizer, validation)
+        kept = schedule.keeps(evaluation.exact_match, state.standing.highest_match, len(validation))
+        if kept:
+            state.keep(epoch)
+        state.standing = state.standing.after_epoch(evaluation.exact_match, evaluation.loss, schedule)
+        loss, state.losses = sum(state.losses) / len(state.losses), []
+        speed = len(steps) * batches.size / seconds
+        yield EpochResult(epoch, state.average, evaluation, kept, loss, rate, speed, seconds)
+
+
+def train_step(state: TrainingState, samples: Sequence[Sample], seed: int, schedule: Schedule) -> None:
+    """Learn from one batch; the augmentation and the dropout follow from the seed and the step."""
+    assert state.standing
+    device = next(state.model.parameters()).device
+    augmentation_rng = Generator(device)
+    for_augmentation, for_dropout = np.random.SeedSequence([seed, state.step]).generate_state(2, np.uint64).tolist()
+    augmentation_rng.manual_seed(for_augmentation)
+    torch.manual_seed(for_dropout)
+
+    state.model.train()
+    images = torch.from_numpy(stack([sample.image for sample in samples])).to(device)
+    strength = schedule.augmentation_strength(state.step)
+    images = augment(images, strength, augmentation_rng, schedule.recipe.augmentation)
+    targets = [state.model.vocabulary.encode(sample.text) for sample in samples]
+    with torch.autocast(device.type, torch.bfloat16, enabled=_has_bfloat16(device)):
+        log_probs = state.model(images.contiguous(memory_format=torch.channels_last))
+    loss = ctc_loss(log_probs, targets)
+    for group in state.optimizer.param_groups:
+        group["lr"] = schedule.rate(state.step, state.standing.last_epoch)
+    state.optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(state.model.parameters(), schedule.recipe.gradient_norm)
+    state.optimizer.step()
+    state.averaging.update_parameters(state.model)
+    state.losses.append(loss.item())
+    state.step += 1
 
 
 def diagnosis(last: EpochResult) -> str | None:
@@ -206,9 +244,12 @@ def ctc_loss(log_probs: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
     return total / count
 
 
-def seed_everything(seed: int) -> None:
-    """Seed what PyTorch draws from: weights and dropout. Nothing here draws from NumPy's or Python's generators."""
-    torch.manual_seed(seed)
+def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
+    """Return Adam with decoupled weight decay on matrices and kernels, none on biases and norms; steps set its rate."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, fused=True)
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -216,22 +257,3 @@ def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-
-
-def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    """Return Adam with decoupled weight decay on matrices and kernels, none on biases and norms."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
-
-
-def shuffled_batches(samples: Sequence[Sample], size: int, generator: Generator) -> Iterator[list[Sample]]:
-    """Yield batches for ever; each sample comes once before any comes again."""
-    batch: list[Sample] = []
-    while True:
-        for index in torch.randperm(len(samples), generator=generator).tolist():
-            batch.append(samples[index])
-            if len(batch) == size:
-                yield batch
-                batch = []

@@ -1,6 +1,7 @@
 """The CRNN: convolutional features → GRU ×2 → log_probs (T, N, C)."""
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -9,17 +10,11 @@ from torch.nn import functional as F
 from torchvision.models import ResNet18_Weights, resnet18
 
 from captcha import CaptchaError
-from captcha.reading.vocabulary import BLANK
-from captcha.settings import Backbone
+from captcha.reading.vocabulary import BLANK, Vocabulary
+from captcha.training import recipe
 
 HIDDEN = 128
 """Features of each direction of a GRU layer."""
-
-GRU_SHARE = 0.5
-"""Share of the images of a training batch whose logits the GRU takes part in."""
-
-BLANK_PRIOR = 0.75
-"""Probability of the blank in a frame, about, before training."""
 
 LOGIT_LIMIT = 15.0
 """Logits lie between minus and plus this: e^-30 is unlikely enough, and single precision holds such logits to 1e-4."""
@@ -50,8 +45,14 @@ class ResidualBlock(nn.Module):
         return F.relu(residual + self.shortcut(features))
 
 
-def compact_backbone() -> tuple[nn.Module, int]:
-    """Return a small residual net, (N, 3, H, W) → (N, 128, H/16, W/4), and its output channels."""
+def compact_backbone(pretrained: bool = False) -> tuple[nn.Module, int]:
+    """Return a small residual net, (N, 3, H, W) → (N, 128, H/16, W/4), and its output channels.
+
+    Raises:
+        PretrainedError: pretrained weights are asked for, which it has none of.
+    """
+    if pretrained:
+        raise PretrainedError("pretrained weights exist for backbone resnet18 only, not for compact")
     net = nn.Sequential(
         nn.Conv2d(3, 32, 3, (2, 2), 1, bias=False),
         nn.BatchNorm2d(32),
@@ -93,20 +94,44 @@ def _imagenet_weights() -> dict[str, Tensor]:
     return weights
 
 
+BACKBONES: dict[str, Callable[[bool], tuple[nn.Module, int]]] = {
+    "resnet18": resnet18_backbone,
+    "compact": compact_backbone,
+}
+
+
 class Crnn(nn.Module):
     """Convolutional features, two bidirectional GRU layers and a linear layer over the vocabulary's classes.
 
     Args:
-        classes: characters and the blank.
+        backbone_name: one of BACKBONES.
+        vocabulary: the characters that it tells apart; class 0 is the blank.
         height: of the images, in pixels; a multiple of 16.
         dropout: share of features dropped before, between and after the GRU layers.
+        gru_weight: share of a training batch's images whose logits the GRU takes part in, and its weight in reading.
+        blank_prior: probability of the blank in a frame, about, before training.
+        pretrained: whether the backbone starts from ImageNet weights.
+
+    Raises:
+        PretrainedError: the pretrained weights cannot be had.
     """
 
     def __init__(
-        self, backbone: Backbone, classes: int, height: int, dropout: float = 0.1, pretrained: bool = False
+        self,
+        backbone_name: str,
+        vocabulary: Vocabulary,
+        height: int,
+        dropout: float = 0.1,
+        *,
+        gru_weight: float = recipe.DEFAULT.gru_weight,
+        blank_prior: float = recipe.DEFAULT.blank_prior,
+        pretrained: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, channels = compact_backbone() if backbone == "compact" else resnet18_backbone(pretrained)
+        self.backbone_name, self.vocabulary, self.height = backbone_name, vocabulary, height
+        self.gru_weight = gru_weight
+        classes = vocabulary.classes
+        self.backbone, channels = BACKBONES[backbone_name](pretrained)
         # One convolution as high as the feature map turns (N, channels, h, T) into (N, channels, 1, T).
         self.conv = nn.Conv2d(channels, channels, (height // 16, 3), 1, (0, 1), bias=False)
         self.norm = nn.BatchNorm2d(channels)
@@ -118,7 +143,7 @@ class Crnn(nn.Module):
         # epochs where characters stand before they tell them apart (as for rare classes, Lin et al., arXiv:1708.02002).
         nn.init.zeros_(self.head.weight)
         with torch.no_grad():
-            cast(Tensor, self.local_head.bias)[BLANK] = math.log(BLANK_PRIOR / (1 - BLANK_PRIOR) * (classes - 1))
+            cast(Tensor, self.local_head.bias)[BLANK] = math.log(blank_prior / (1 - blank_prior) * (classes - 1))
 
     def features(self, images: Tensor) -> Tensor:
         """Return (T, N, channels) from uint8 or float images (N, 3, H, W) with values 0 to 255."""
@@ -135,7 +160,7 @@ class Crnn(nn.Module):
         """Return log_probs (T, N, C), natural logarithm, from images (N, 3, H, W) with values 0 to 255.
 
         The logits are a sum: what the convolutions see at a frame, and what the GRU adds for its surroundings.
-        In training the GRU's part is left out for a random half of the images, in reading it counts half (as whole
+        In training the GRU takes part for a random `gru_weight` of the images, in reading it counts so much (as whole
         layers do in Huang et al., 2016, arXiv:1603.09382). So each character is learned by its looks first, and the
         GRU, which could learn whole training images by heart, stays a correction.
         """
@@ -149,9 +174,8 @@ class Crnn(nn.Module):
             pairs = F.avg_pool1d(features.permute(1, 2, 0), 2).permute(2, 0, 1)
             sequence, _ = self.gru(pairs)
             logits = self.head(self.dropout(sequence).permute(1, 2, 0)).permute(2, 0, 1)
+            weight: Tensor | float = self.gru_weight
             if self.training:
-                taken: Tensor | float = torch.rand((1, len(images), 1), device=logits.device) < GRU_SHARE
-            else:
-                taken = GRU_SHARE
-            logits = (local_logits + taken * logits).float()
+                weight = torch.rand((1, len(images), 1), device=logits.device) < self.gru_weight
+            logits = (local_logits + weight * logits).float()
             return F.log_softmax(LOGIT_LIMIT * torch.tanh(logits / LOGIT_LIMIT), dim=2)

@@ -1,6 +1,7 @@
 """The command line; where a command's function is replaced, the test says that it uses a stand-in."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -8,22 +9,20 @@ import subprocess
 import sys
 from inspect import signature
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 from mlflow.exceptions import MlflowException
 
+from captcha import __version__
 from captcha.cli import app as cli
 from captcha.cli import commands
-from captcha.data.sources import Echo
-from captcha.jobs import evaluate as evaluation
-from captcha.jobs import predict as prediction
-from captcha.jobs import train as experiment
+from captcha.jobs import evaluate, predict, train
+from captcha.jobs.train import TrainOutcome
 from captcha.reading import recognizer
 from captcha.reading.images import ImageError
 from captcha.reading.recognizer import Reading
-from captcha.settings import TrainConfig
+from captcha.settings import TrainSettings
 from captcha.tracking import registry
 from captcha.tracking.runs import RegistryError
 
@@ -56,6 +55,20 @@ def _keep_signal_handler() -> Any:
     signal.signal(signal.SIGTERM, handler)
 
 
+def test_the_version_is_printed(capsys: Capture) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"captcha {__version__}\n"
+
+
+def test_a_shell_can_complete_commands_and_options() -> None:
+    variables = {"_CAPTCHA_COMPLETE": "complete_bash", "COMP_WORDS": "captcha tra", "COMP_CWORD": "1"}
+    script = "from captcha.cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | variables, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["train"]
+
+
 @pytest.mark.parametrize("command", ["", "train", "adapt", "budget", "evaluate", "predict", "register", "check"])
 def test_help_imports_nothing_heavy(command: str) -> None:
     code = f"""
@@ -81,7 +94,7 @@ def test_without_arguments_the_help_is_printed(capsys: Capture) -> None:
 def test_every_setting_is_explained_with_its_default(capsys: Capture) -> None:
     run("train", "--help")
     help_text = " ".join(capsys.readouterr().out.split())
-    for name, field in TrainConfig.model_fields.items():
+    for name, field in TrainSettings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in help_text
         assert field.description is not None
         assert field.description in help_text
@@ -90,32 +103,34 @@ def test_every_setting_is_explained_with_its_default(capsys: Capture) -> None:
 
 
 def test_train_trains_as_told_and_prints_what_came_of_it(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    configs: list[TrainConfig] = []
+    configs: list[TrainSettings] = []
 
-    def stand_in(config: TrainConfig, echo: Echo) -> SimpleNamespace:
-        configs.append(config)
-        echo("epoch 1")
-        return SimpleNamespace(figures=FIGURES, run_id="abc", model_name="m", model_version=3, summary=lambda: "done")
+    def stand_in(settings: TrainSettings) -> TrainOutcome:
+        configs.append(settings)
+        logging.getLogger("captcha.jobs.train").info("epoch 1")
+        logging.getLogger("captcha.jobs.train").warning("not %s", "yet")
+        return TrainOutcome("abc", FIGURES, "m", 3, "registered", "x.png")
 
-    monkeypatch.setattr(experiment, "train", stand_in)
+    monkeypatch.setattr(train, "train", stand_in)
+    monkeypatch.setattr(commands, "train_summary", lambda outcome: f"done: {outcome.message}")
     assert run("train") == 0
-    assert capsys.readouterr().out == "epoch 1\ndone\n"
+    assert capsys.readouterr().out == "epoch 1\nwarning: not yet\ndone: registered\n"
 
     assert run("train", "--json", "--pretrained", "--epochs", "3", "--vocabulary", "none") == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out) == FIGURES | {"run_id": "abc", "model_name": "m", "model_version": 3}
-    assert printed.err == "epoch 1\n"
-    assert configs == [TrainConfig(), TrainConfig(pretrained=True, epochs=3)]
+    assert printed.err == "epoch 1\nwarning: not yet\n"
+    assert configs == [TrainSettings(), TrainSettings(pretrained=True, epochs=3)]
 
 
 def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
     asked: list[object] = []
 
-    def stand_in(folder: str, model: str, echo: Echo) -> dict[str, float]:
+    def stand_in(folder: str, model: str) -> dict[str, float]:
         asked.append((folder, model))
         return FIGURES
 
-    monkeypatch.setattr(evaluation, "evaluate", stand_in)
+    monkeypatch.setattr(evaluate, "evaluate", stand_in)
     assert run("evaluate", str(tmp_path)) == 0
     assert capsys.readouterr().out == (
         "exact match 99.00% (95 % interval 95.00% to 99.80%), 1 of 100 wrong, character error rate 0.20%\n"
@@ -133,9 +148,11 @@ def test_predict_reads_the_others_where_one_file_cannot_be_read(
 
     def stand_in(files: list[Path], *options: object) -> list[Reading | ImageError]:
         assert options == ("models:/captcha-crnn@champion", "beam", 10)
-        return [ImageError("empty\nfile") if f.name == "b.png" else Reading("2b", 0.875, [0.9, 0.95]) for f in files]
+        return [
+            ImageError(f"{f}: empty\nfile") if f.name == "b.png" else Reading("2b", 0.875, [0.9, 0.95]) for f in files
+        ]
 
-    monkeypatch.setattr(prediction, "predict", stand_in)
+    monkeypatch.setattr(predict, "predict", stand_in)
     assert run("predict", str(tmp_path), "x.png", "--decoder", "beam") == 1
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path / 'a.PNG'}\t2b\t0.8750\nx.png\t2b\t0.8750\n"
@@ -144,7 +161,7 @@ def test_predict_reads_the_others_where_one_file_cannot_be_read(
     assert run("predict", "x.png", str(tmp_path / "b.png"), "--decoder", "beam", "--json") == 1
     assert json.loads(capsys.readouterr().out) == [
         {"file": "x.png", "text": "2b", "confidence": 0.875, "character_confidences": [0.9, 0.95]},
-        {"file": str(tmp_path / "b.png"), "error": "empty\nfile"},
+        {"file": str(tmp_path / "b.png"), "error": f"{tmp_path / 'b.png'}: empty\nfile"},
     ]
     assert run("predict", "x.png", "--decoder", "beam") == 0
 
@@ -162,7 +179,7 @@ def test_predict_reads_a_folders_own_images_in_order_and_leaves_hidden_ones_alon
         asked.extend(files)
         return [Reading("2b", 0.875, [0.9, 0.95]) for _ in files]
 
-    monkeypatch.setattr(prediction, "predict", stand_in)
+    monkeypatch.setattr(predict, "predict", stand_in)
     assert run("predict", str(tmp_path), str(tmp_path / ".hidden.png")) == 0
     assert asked == [tmp_path / name for name in ("a.jpg", "b.png", ".hidden.png")]  # hidden ones are read by name
 
@@ -240,14 +257,14 @@ def test_what_a_person_can_mend_is_one_line(arguments: list[str], line: str, cap
 def test_errors_for_people_show_no_traceback(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(experiment, "train", raiser(error))  # a stand-in
+    monkeypatch.setattr(train, "train", raiser(error))  # a stand-in
     assert run("train") == 2
     assert capsys.readouterr().err == "captcha: x y\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("from a library"), RuntimeError("x"), KeyError("x")], ids=repr)
 def test_faults_of_the_program_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "train", raiser(error))  # a stand-in
+    monkeypatch.setattr(train, "train", raiser(error))  # a stand-in
     with pytest.raises(type(error)):
         cli.main(["train"])
 
@@ -272,7 +289,7 @@ import captcha.jobs
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
 stand_in = ModuleType("captcha.jobs.train")
-def train(config, echo):
+def train(settings):
     try:
         print("ready", flush=True)
         time.sleep(60)

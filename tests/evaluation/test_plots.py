@@ -1,5 +1,4 @@
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import numpy as np
 import pytest
@@ -12,8 +11,6 @@ from captcha.evaluation import plots as pictures
 from captcha.evaluation.plots import BudgetPoint, budget_figure, confusion_figure, learning_curves, prediction_grid
 from captcha.evaluation.results import Evaluation
 from captcha.reading.recognizer import Reading
-from captcha.training.loop import EpochResult
-from captcha.training.model import Crnn
 
 # What matplotlib reads as mathematics, what its font lacks, what is not printed.
 AWKWARD = ["$x$", "a_b^c", r"$\frac", r"\$5$", "$$", "中文字", "ไทย", "😀", "<b>&", "{}%", "   ", "\u200b", ""]
@@ -26,8 +23,10 @@ def made(pairs: Sequence[tuple[str, str]], loss: float = 1.0) -> Evaluation:
     return Evaluation(samples, [Reading(read, 0.5, [0.5] * len(read)) for _, read in pairs], loss)
 
 
-def result(epoch: int, train_loss: float | None, validation: Evaluation) -> EpochResult:
-    return EpochResult(epoch, cast(Crnn, None), validation, True, train_loss, 0.001, 100.0, 1.0)
+def metrics(train_loss: float | None, validation: Evaluation) -> dict[str, float]:
+    """What is logged of an epoch; of epoch 0 there is no loss of training."""
+    logged = {"val/loss": validation.loss, "val/exact_match": validation.exact_match, "val/cer": validation.cer}
+    return logged if train_loss is None else logged | {"train/loss": train_loss}
 
 
 def drawn(figure: Figure) -> NDArray[np.uint8]:
@@ -88,9 +87,9 @@ def test_a_dollar_sign_is_drawn_as_one(draw: Callable[..., NDArray[np.uint8]]) -
 
 
 def test_the_curves_show_every_epoch() -> None:
-    results = [result(0, None, made([("abc", "")], 12.0))]
-    results += [result(i, 10 / i, made([("abc", "abc" if i > 2 else "ab")], 11 / i)) for i in range(1, 5)]
-    figure = learning_curves(results)
+    history = [metrics(None, made([("abc", "")], 12.0))]
+    history += [metrics(10 / i, made([("abc", "abc" if i > 2 else "ab")], 11 / i)) for i in range(1, 5)]
+    figure = learning_curves(history)
     losses, figures = figure.axes
     lines = {
         line.get_label(): np.asarray(line.get_xydata()).tolist()
@@ -112,11 +111,11 @@ def test_the_curves_show_every_epoch() -> None:
 
 @pytest.mark.parametrize("loss", [0.0, float("nan")])
 def test_the_curves_of_a_loss_that_is_nothing_or_not_known_are_drawn(loss: float) -> None:
-    drawn(learning_curves([result(0, None, made([("a", "")], loss)), result(1, 0.5, made([("a", "a")], loss))]))
+    drawn(learning_curves([metrics(None, made([("a", "")], loss)), metrics(0.5, made([("a", "a")], loss))]))
 
 
 def test_the_curves_of_an_untrained_model_are_drawn() -> None:
-    drawn(learning_curves([result(0, None, made([("a", "")]))]))
+    drawn(learning_curves([metrics(None, made([("a", "")]))]))
 
 
 def test_confusions_are_bars_from_the_most_frequent_on() -> None:

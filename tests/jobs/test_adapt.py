@@ -3,36 +3,42 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from captcha.data import samples as data
+from captcha.cli.terminal import adapt_summary
 from captcha.data.folders import read_images, read_samples
-from captcha.data.samples import DataError, Sample, Split
-from captcha.jobs import adapt as adaptation
-from captcha.jobs import train as experiment
-from captcha.jobs.adapt import AdaptationError, adapt, sure_readings
+from captcha.data.samples import DataError, Sample, Split, split, unit_hash
+from captcha.jobs import adapt as job
+from captcha.jobs import train as training
+from captcha.jobs.adapt import AdaptationError, adapt, confident_readings
+from captcha.jobs.train import log_training, parse_sources
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import AdaptConfig, TrainConfig
-from captcha.tracking.models import load_trained
+from captcha.settings import AdaptSettings, TrainSettings
+from captcha.tracking.models import load_parent, log_weights
 from captcha.tracking.runs import tracked_run
-from captcha.training import loop as training
+from captcha.training.batches import Batches
+from captcha.training.checkpoint import Checkpoint
 from captcha.training.model import Crnn
+from captcha.training.recipe import Recipe
+
+Listen = Callable[[], AbstractContextManager[list[str]]]
 
 HEIGHT = 32
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tracking: Path, one_thread: None) -> Iterator[None]:
+def small(tracking: Path, one_thread: None) -> Iterator[None]:
     """Rounds of seconds, tracked into a folder of this module's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
-        patch.setattr(training, "EPOCH_IMAGES", 1)
         yield
 
 
@@ -45,12 +51,12 @@ def folder(tracking: Path, draw_digits: Callable[[Path, int], Path]) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> str:
     """URI of a run with the weights of a model that has learned nothing yet."""
-    asked = TrainConfig(data=str(folder), backbone="compact", height=HEIGHT)
-    samples, _, _ = read_samples(folder, HEIGHT)
-    split = data.split(samples, 0)
+    asked = TrainSettings(data=str(folder), backbone="compact", height=HEIGHT)
+    parts = split(read_samples(folder, HEIGHT)[0], 0)
+    digits = Vocabulary("0123456789")
     with tracked_run("the model to begin with") as run:
-        experiment.log_inputs(asked, split, Vocabulary("0123456789"))
-        experiment.log_weights(Crnn("compact", 11, HEIGHT))
+        log_training(asked.model_dump(), parse_sources(asked), parts, digits, "compact")
+        log_weights(Checkpoint.of(Crnn("compact", digits, HEIGHT)).to_bytes())
     return f"runs:/{run.info.run_id}"
 
 
@@ -65,19 +71,19 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[float]]
     def script(*rounds: Sequence[float]) -> list[list[float]]:
         left = [list(confidences) for confidences in rounds]
 
-        def read(model: Crnn, asked: TrainConfig, samples: Sequence[Sample]) -> list[Reading]:
+        def read(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[Reading]:
             assert {sample.text for sample in samples} == {""}  # it is told no label
             return [reading(s.name[:2], c) for s, c in zip(samples, left.pop(0), strict=True)]
 
-        monkeypatch.setattr(adaptation, "_read", read)
+        monkeypatch.setattr(job, "_read", read)
         return left
 
     return script
 
 
-def asked(folder: Path, model: str, **settings: object) -> AdaptConfig:
+def asked(folder: Path, model: str, **settings: object) -> AdaptSettings:
     small = {"data": str(folder), "model": model, "epochs": 1, "batch_size": 16, "name": "adapted"}
-    return AdaptConfig.model_validate(small | settings)
+    return AdaptSettings.model_validate(small | settings)
 
 
 def nested(run_id: str) -> list[Run]:
@@ -95,65 +101,70 @@ def history(run_id: str, metric: str) -> list[float]:
 # Which readings are learned from
 
 
-def test_sure_readings_reach_the_threshold_and_say_something() -> None:
+def test_confident_readings_reach_the_threshold_and_say_something() -> None:
     read = [reading("aaa", 0.9), reading("aab", 0.8999), reading("", 1.0), reading("aac", 0.2), reading("ab", 0.95)]
-    # The surest tenth of a single reading is that reading: b's and a's are sure ones, c's is below the floor.
-    assert sure_readings(read, 0.9, range(5)) == [0, 4]
-    assert sure_readings(read, 0.9, [1, 2, 3]) == [1]
+    # The most confident tenth of a single reading is that reading: b's and a's are confident, c's is below the floor.
+    assert confident_readings(read, 0.9, range(5)) == [0, 4]
+    assert confident_readings(read, 0.9, [1, 2, 3]) == [1]
 
 
-def test_of_a_character_that_is_never_read_surely_the_surest_tenth_is_learned_from() -> None:
+def test_of_a_character_that_is_never_read_confidently_the_most_confident_tenth_is_learned_from() -> None:
     rare = [reading("az", 0.6 + number / 100) for number in range(20)]
     common = [reading("a", 0.99) for _ in range(80)]
-    taken = sure_readings(rare + common, 0.9, range(100))
-    assert taken == [18, 19, *range(20, 100)]
+    selected = confident_readings(rare + common, 0.9, range(100))
+    assert selected == [18, 19, *range(20, 100)]
     unsure = [reading("az", 0.3 + number / 200) for number in range(20)]
-    assert sure_readings(unsure + common, 0.9, range(100)) == list(range(20, 100))
+    assert confident_readings(unsure + common, 0.9, range(100)) == list(range(20, 100))
 
 
 # The rounds
 
 
-def test_it_ends_with_the_first_round_that_makes_no_more_images_sure_and_keeps_the_one_before(
-    folder: Path, model: str, readings: Callable[..., list[list[float]]], monkeypatch: pytest.MonkeyPatch
+def test_it_ends_with_the_first_round_that_gains_no_more_images_and_keeps_the_one_before(
+    folder: Path,
+    model: str,
+    readings: Callable[..., list[list[float]]],
+    quick: Recipe,
+    listen: Listen,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     few, more = [0.95] * 30 + [0.1] * 30, [0.95] * 50 + [0.1] * 10
     left = readings(few, more, more, [0.95] * 60)
     learned: list[Split] = []
-    fit = experiment.fit
+    fit = training.fit
 
-    def note(config: TrainConfig, split: Split, *rest: object, **options: object) -> object:
-        learned.append(split)
-        return fit(config, split, *rest, **options)  # type: ignore[arg-type]
+    def note(start: Crnn, batches: Batches, parts: Split, *rest: Any, **options: Any) -> object:
+        learned.append(parts)
+        return fit(start, batches, parts, *rest, **options)
 
-    monkeypatch.setattr(experiment, "fit", note)
-    lines: list[str] = []
-    outcome = adapt(asked(folder, model), lines.append)
+    monkeypatch.setattr(training, "fit", note)
+    with listen() as lines:
+        outcome = adapt(asked(folder, model), quick)
 
     assert len(left) == 1  # it did not come to the fourth
-    assert (outcome.rounds, outcome.sure_before, outcome.sure, outcome.images) == (1, 30, 50, 60)
-    assert outcome.figures == {}
+    assert (outcome.rounds, outcome.confident_before, outcome.confident, outcome.images) == (1, 30, 50, 60)
+    assert outcome.metrics == {}
     rounds = nested(outcome.run_id)
     assert [(run.info.run_name, run.info.status) for run in rounds] == [
         ("round 1", "FINISHED"),
         ("round 2", "FINISHED"),
     ]
     assert [run.data.params["seed"] for run in rounds] == ["1", "2"]  # other changes of the images each round
-    assert history(outcome.run_id, "adapt/sure") == [30, 50, 50]
+    assert history(outcome.run_id, "adapt/confident") == [30, 50, 50]
     assert history(outcome.run_id, "adapt/changed") == [0, 0]
     assert history(outcome.run_id, "adapt/mean_confidence")[0] == pytest.approx((30 * 0.95 + 30 * 0.1) / 60)
     assert "adapt/exact_match" not in mlflow.get_run(outcome.run_id).data.metrics
     # The first round's weights are the ones kept.
-    assert load_trained(f"runs:/{outcome.run_id}").weights == load_trained(f"runs:/{rounds[0].info.run_id}").weights
-    assert load_trained(f"runs:/{outcome.run_id}").weights != load_trained(f"runs:/{rounds[1].info.run_id}").weights
+    assert load_parent(f"runs:/{outcome.run_id}").weights == load_parent(f"runs:/{rounds[0].info.run_id}").weights
+    assert load_parent(f"runs:/{outcome.run_id}").weights != load_parent(f"runs:/{rounds[1].info.run_id}").weights
 
     held_out = {s.digest for s in learned[0].validation}
     assert 0 < len(held_out) < 20
     samples, _, _ = read_samples(folder, HEIGHT)
-    sure = [{s.digest for s in samples[:30]}, {s.digest for s in samples[:50]}]
-    assert [{s.digest for s in split.train} for split in learned] == [part - held_out for part in sure]
-    assert all({s.digest for s in split.validation} == held_out for split in learned)
-    assert all(s.text == s.name[:2] for split in learned for s in split.train)
+    confident = [{s.digest for s in samples[:30]}, {s.digest for s in samples[:50]}]
+    assert [{s.digest for s in parts.train} for parts in learned] == [part - held_out for part in confident]
+    assert all({s.digest for s in parts.validation} == held_out for parts in learned)
+    assert all(s.text == s.name[:2] for parts in learned for s in parts.train)
 
     version = MlflowClient().get_model_version("adapted", str(outcome.model_version))
     assert "exact_match" not in version.tags
@@ -161,12 +172,12 @@ def test_it_ends_with_the_first_round_that_makes_no_more_images_sure_and_keeps_t
         version.description
         == f"compact going on from {model}, trained on `{folder}`, seed 0: not tested, there were no labels."
     )
-    assert outcome.summary().splitlines()[:3] == [
+    assert adapt_summary(outcome).splitlines()[:3] == [
         "",
-        "sure of 50 of 60 images, before 30; the model of round 1",
+        "the model of round 1 is confident of 50 of 60 images, the one before was of 30",
         "adapted version 1 registered, the first champion",
     ]
-    assert outcome.summary().endswith(f"captcha predict {outcome.example} --model models:/adapted@champion")
+    assert adapt_summary(outcome).endswith(f"captcha predict {outcome.example} --model models:/adapted@champion")
     assert Path(outcome.example).is_file()
     assert [line.split()[0:2] for line in lines if line.startswith("round")] == [
         ["round", f"{number}/8"] for number in range(3)
@@ -174,7 +185,7 @@ def test_it_ends_with_the_first_round_that_makes_no_more_images_sure_and_keeps_t
 
 
 def test_labels_are_reported_by_and_never_learned_from(
-    folder: Path, model: str, readings: Callable[..., list[list[float]]]
+    folder: Path, model: str, readings: Callable[..., list[list[float]]], quick: Recipe
 ) -> None:
     swapped = folder.with_name("swapped")
     swapped.mkdir()
@@ -185,7 +196,7 @@ def test_labels_are_reported_by_and_never_learned_from(
     (swapped / "labels.csv").write_text("\n".join(rows))
     confidences = [0.95] * 60
     readings(confidences, confidences)
-    outcome = adapt(asked(swapped, model, labelled=True, name="reported"), lambda line: None)
+    outcome = adapt(asked(swapped, model, labelled=True, name="reported"), quick)
     assert history(outcome.run_id, "adapt/exact_match") == [48 / 60, 48 / 60]
     (only,) = nested(outcome.run_id)
     path = mlflow.artifacts.download_artifacts(run_id=only.info.run_id, artifact_path="characters.json")
@@ -194,31 +205,32 @@ def test_labels_are_reported_by_and_never_learned_from(
     assert {row[0] for row in table["data"]} == set("0123456789")
     assert sum(row[1] for row in table["data"]) == 120
     # The test part are the images held out, with their labels; an untrained model reads none of them.
-    held_out = sum(data.share(0, s.digest) < adaptation.HELD_OUT for s in read_samples(swapped, HEIGHT)[0])
-    assert outcome.figures["n"] == held_out
-    assert outcome.figures["exact_match"] == 0
+    held_out = sum(unit_hash(0, s.digest) < job.HELD_OUT for s in read_samples(swapped, HEIGHT)[0])
+    assert outcome.metrics["n"] == held_out
+    assert outcome.metrics["exact_match"] == 0
     assert sum(row[2] for row in table["data"]) == 2 * (60 - held_out)
 
 
-def test_a_model_that_is_never_sure_is_told_apart_from_one_that_learns_nothing(folder: Path, model: str) -> None:
+def test_a_model_that_is_never_confident_is_told_apart_from_one_that_learns_nothing(folder: Path, model: str) -> None:
     with pytest.raises(AdaptationError, match="reads none of these images with a probability of"):
-        adapt(asked(folder, model), lambda line: None)  # the untrained model itself reads
+        adapt(asked(folder, model))  # the untrained model itself reads
 
 
 def test_too_few_images_to_hold_one_out_are_refused(folder: Path, model: str, tmp_path: Path) -> None:
     samples, _, _ = read_samples(folder, HEIGHT)
-    kept = next(s for s in samples if data.share(0, s.digest) >= adaptation.HELD_OUT)
+    kept = next(s for s in samples if unit_hash(0, s.digest) >= job.HELD_OUT)
     shutil.copy(folder / kept.name, tmp_path)
     with pytest.raises(AdaptationError, match="1 images are too few, none of them is held out; add some"):
-        adapt(asked(tmp_path, model), lambda line: None)
+        adapt(asked(tmp_path, model))
 
 
-def test_an_unreadable_image_is_named_before_anything_is_learned(folder: Path, model: str, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named_before_anything_is_learned(
+    folder: Path, model: str, tmp_path: Path, listen: Listen
+) -> None:
     shutil.copy(folder / "11.png", tmp_path)
     (tmp_path / "torn.png").write_bytes(b"torn")
-    lines: list[str] = []
-    with pytest.raises(DataError, match="1 problem in the data"):
-        adapt(asked(tmp_path, model), lines.append)
+    with listen() as lines, pytest.raises(DataError, match="1 problem in the data"):
+        adapt(asked(tmp_path, model))
     assert "torn.png" in lines[0]
 
 

@@ -2,30 +2,32 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from captcha.data import samples as data
+from captcha.cli.terminal import budget_table
 from captcha.data import sources
 from captcha.data.folders import read_samples
-from captcha.data.samples import DataError, Sample, Split
+from captcha.data.samples import DataError, Sample, Split, split
 from captcha.evaluation.metrics import wilson_interval
 from captcha.evaluation.results import Evaluation
-from captcha.jobs import budget as module
-from captcha.jobs.budget import ALONE, WITH_DRAWN, BudgetRow, budget, points, table, with_labels
+from captcha.jobs import budget as job
+from captcha.jobs import train as training
+from captcha.jobs.budget import ALONE, WITH_DRAWN, BudgetRow, budget, points, with_labels
 from captcha.jobs.evaluate import evaluate
 from captcha.jobs.predict import predict
 from captcha.reading.recognizer import Reading
-from captcha.settings import BudgetConfig, TrainConfig
+from captcha.settings import BudgetSettings
 from captcha.tracking.runs import RegistryError
-from captcha.training import loop as training
+from captcha.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tracking: Path, one_thread: None) -> Iterator[None]:
+def small(tracking: Path, one_thread: None) -> Iterator[None]:
     """Runs that end at once, tracked into a folder of this module's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
@@ -38,9 +40,9 @@ def folder(tracking: Path, draw_digits: Callable[[Path, int], Path]) -> Path:
     return draw_digits(tracking / "few labels", 60)
 
 
-def asked(folder: Path, **settings: object) -> BudgetConfig:
+def asked(folder: Path, **settings: object) -> BudgetSettings:
     small = {"data": str(folder), "backbone": "compact", "epochs": 1, "drawn_epochs": 1, "seeds": 2}
-    return BudgetConfig.model_validate(small | settings)
+    return BudgetSettings.model_validate(small | settings)
 
 
 def made(texts: list[str]) -> list[Sample]:
@@ -51,28 +53,28 @@ def made(texts: list[str]) -> list[Sample]:
 
 
 def test_fewer_labels_are_among_more_and_the_test_part_stays() -> None:
-    split = data.split(made([f"{number:03}" for number in range(300)]), 5)
-    learned_from = {s.name for s in [*split.train, *split.validation]}
+    whole = split(made([f"{number:03}" for number in range(300)]), 5)
+    learned_from = {s.name for s in [*whole.train, *whole.validation]}
     smaller: set[str] = set()
     for count in (2, 10, 25, 100, 200):
-        some = with_labels(split, count, 5)
+        some = with_labels(whole, count, 5)
         known = {s.name for s in [*some.train, *some.validation]}
         assert len(some.train) + len(some.validation) == len(known) == count
         assert smaller < known <= learned_from
         assert len(some.validation) == -(-count // 10)
-        assert some.test == split.test
+        assert some.test == whole.test
         smaller = known
-    assert with_labels(split, None, 5) == split
+    assert with_labels(whole, None, 5) == whole
 
 
 def test_another_seed_knows_other_labels() -> None:
-    split = data.split(made([f"{number:03}" for number in range(300)]), 5)
-    assert with_labels(split, 20, 0) != with_labels(split, 20, 1)
+    whole = split(made([f"{number:03}" for number in range(300)]), 5)
+    assert with_labels(whole, 20, 0) != with_labels(whole, 20, 1)
 
 
 def test_a_text_with_several_images_stands_on_one_side() -> None:
-    split = data.split(made([f"{number % 60:02}" for number in range(300)]), 0)
-    some = with_labels(split, 103, 0)
+    whole = split(made([f"{number % 60:02}" for number in range(300)]), 0)
+    some = with_labels(whole, 103, 0)
     assert not {s.text for s in some.train} & {s.text for s in some.validation}
     assert len(some.train) + len(some.validation) == 103
 
@@ -92,7 +94,7 @@ def test_seeds_are_added_up_with_the_interval_of_their_sum() -> None:
     assert (nothing.labels, nothing.right) == (0, 5)
     assert (both.right, both.n, both.seconds) == (16, 22, 6.0)
     assert (both.low, both.high) == wilson_interval(16, 22)
-    lines = table(rows).splitlines()
+    lines = budget_table(points(rows)).splitlines()
     assert len(lines) == 4
     assert lines[3].split() == ["10", "with", "drawn", "72.73%", "51.85%", "to", "86.85%", "16", "of", "22", "6"]
 
@@ -101,32 +103,30 @@ def test_seeds_are_added_up_with_the_interval_of_their_sum() -> None:
 
 
 @pytest.fixture(scope="module")
-def lines() -> list[str]:
-    return []
-
-
-@pytest.fixture(scope="module")
-def rows(folder: Path, lines: list[str]) -> list[BudgetRow]:
+def rows(folder: Path) -> list[BudgetRow]:
     """What `budget` returns where trainings are stand-ins, which log their settings and read all but one image."""
 
-    def measure(config: TrainConfig, split: Split, *_: object) -> Evaluation:
-        mlflow.log_params({"seed": config.seed, "drawn": config.drawn, "init": config.init, "height": config.height})
-        mlflow.log_params({"known": len(split.train) + len(split.validation)})
-        texts = [sample.text for sample in split.test]
-        return Evaluation(split.test, [Reading(text, 1.0, []) for text in ["wrong", *texts[1:]]], 0.0)
+    def measure(settings: BudgetSettings, seed: int, known: Split, parent: Any, with_drawn: bool, _: Any) -> Evaluation:
+        asked = job._as_training(settings, seed, parent, with_drawn)
+        mlflow.log_params({"seed": asked.seed, "drawn": asked.drawn, "init": asked.init, "height": asked.height})
+        mlflow.log_params({"known": len(known.train) + len(known.validation)})
+        texts = [sample.text for sample in known.test]
+        return Evaluation(known.test, [Reading(text, 1.0, []) for text in ["wrong", *texts[1:]]], 0.0)
+
+    drawn_first = SimpleNamespace(uri="runs:/drawn"), SimpleNamespace(backbone="compact", height=64)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_measure", measure)
-        patch.setattr(module, "_drawn_first", lambda *_: SimpleNamespace(uri="runs:/drawn"))
-        return budget(asked(folder, labels="0,all,10"), lines.append)
+        patch.setattr(job, "_measure", measure)
+        patch.setattr(job, "_train_on_drawn", lambda *_: drawn_first)
+        return budget(asked(folder, labels="0,all,10"))
 
 
 def test_every_number_of_labels_is_measured_with_each_seed_with_drawn_images_and_without(
     rows: list[BudgetRow], folder: Path
 ) -> None:
     samples, _, _ = read_samples(folder, 64)
-    splits = [data.split(samples, seed) for seed in (0, 1)]
-    everything = min(len(split.train) + len(split.validation) for split in splits)
+    splits = [split(samples, seed) for seed in (0, 1)]
+    everything = min(len(each.train) + len(each.validation) for each in splits)
     wanted = [(0, WITH_DRAWN), *((n, arm) for n in (10, everything) for arm in (ALONE, WITH_DRAWN))]
     assert [(row.labels, row.arm, row.seed) for row in rows] == [(*each, seed) for each in wanted for seed in (0, 1)]
     assert [row.n for row in rows] == [len(splits[row.seed].test) for row in rows]
@@ -157,29 +157,26 @@ def test_a_training_knows_its_labels_and_goes_on_from_the_model_of_drawn_images(
         assert row.right == row.n - 1
 
 
-def test_the_table_is_the_last_thing_printed(rows: list[BudgetRow], lines: list[str]) -> None:
-    assert lines[-1] == table(rows)
-
-
 def test_no_run_is_begun_with_fewer_labels_than_are_asked_for(folder: Path) -> None:
     with pytest.raises(
         DataError, match=r"few labels: 100 labels are asked for, but beside the test part there are \d\d;"
     ):
-        budget(asked(folder, labels="10,100"), lambda line: None)
+        budget(asked(folder, labels="10,100"))
 
 
 def test_a_model_to_go_on_from_that_is_not_there_is_said_at_once(folder: Path) -> None:
     with pytest.raises(RegistryError, match="models:/absent@champion"):
-        budget(asked(folder, init="models:/absent@champion"), lambda line: None)
+        budget(asked(folder, init="models:/absent@champion"))
 
 
 def test_without_a_style_labels_alone_are_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(config: TrainConfig, split: Split, before: object, *_: object) -> Evaluation:
-        assert (before, config.init, config.drawn) == (None, None, None)
-        return Evaluation(split.test, [Reading("", 1.0, []) for _ in split.test], 0.0)
+    def measure(settings: BudgetSettings, seed: int, known: Split, parent: Any, with_drawn: bool, _: Any) -> Evaluation:
+        asked = job._as_training(settings, seed, parent, with_drawn)
+        assert (parent, asked.init, asked.drawn) == (None, None, None)
+        return Evaluation(known.test, [Reading("", 1.0, []) for _ in known.test], 0.0)
 
-    monkeypatch.setattr(module, "_measure", measure)
-    measured = budget(asked(folder, labels="0,10", drawn="none", seeds=1), lambda line: None)
+    monkeypatch.setattr(job, "_measure", measure)
+    measured = budget(asked(folder, labels="0,10", drawn="none", seeds=1))
     assert [(row.arm, row.labels, row.right) for row in measured] == [(ALONE, 10, 0)]
 
 
@@ -187,11 +184,10 @@ def test_without_a_style_labels_alone_are_measured(folder: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_real_trainings_give_a_curve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "EPOCH_IMAGES", 1)
-    monkeypatch.setattr(sources, "DRAWN_IMAGES", 40)
-    lines: list[str] = []
-    rows = budget(asked(folder, labels="0,10,all", seeds=1), lines.append)
+def test_real_trainings_give_a_curve(folder: Path, quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (sources, training):
+        monkeypatch.setattr(module, "DRAWN_IMAGES", 40)
+    rows = budget(asked(folder, labels="0,10,all", seeds=1), quick)
     assert [(row.arm, row.labels > 10) for row in rows] == [
         (WITH_DRAWN, False),
         *((arm, more) for more in (False, True) for arm in (ALONE, WITH_DRAWN)),
@@ -204,5 +200,5 @@ def test_real_trainings_give_a_curve(folder: Path, monkeypatch: pytest.MonkeyPat
     assert set(runs[2].data.params["vocabulary_used"]) >= set(runs[1].data.params["vocabulary_used"]) | set("gfynmpwx")
     # A row's model can be read with and registered by its run.
     assert predict([folder / "11.png"], f"runs:/{rows[1].run_id}", "greedy", 10)
-    tracked = evaluate(str(folder), f"runs:/{rows[-1].run_id}", lines.append)
+    tracked = evaluate(str(folder), f"runs:/{rows[-1].run_id}")
     assert tracked["n"] == 60

@@ -3,9 +3,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,42 +22,45 @@ from mlflow.tracking import fluent
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from captcha.data import samples as data
+from captcha.cli.terminal import train_summary
 from captcha.data import sources
 from captcha.data.folders import read_samples
-from captcha.data.samples import DataError, Sample, Split
-from captcha.data.sources import DrawnSamples, load_split
+from captcha.data.samples import DataError, Sample, Split, digest, split
 from captcha.drawing.styles import StyleError
 from captcha.evaluation.results import Evaluation, disagreement, evaluate
-from captcha.jobs import evaluate as evaluation
-from captcha.jobs import train as experiment
+from captcha.jobs import train as job
+from captcha.jobs.evaluate import evaluate as evaluate_job
 from captcha.jobs.predict import predict
-from captcha.jobs.train import TrainOutcome
+from captcha.jobs.train import TrainOutcome, batches_of, parse_sources, schedule_of, split_of, train
 from captcha.reading.images import FRAME_STRIDE, ImageError
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import TrainConfig
-from captcha.tracking.models import TrainedModel, load_recognizer, load_trained
+from captcha.settings import TrainSettings
+from captcha.tracking.models import Parent, load_parent, load_recognizer
+from captcha.tracking.records import log_inputs
 from captcha.tracking.runs import RegistryError, tracked_run
-from captcha.training import loop as training
-from captcha.training.batches import endless_batches
+from captcha.training import batches as batching
+from captcha.training.batches import Batches
+from captcha.training.checkpoint import CheckpointError
 from captcha.training.export import to_onnx, torch_recognizer
-from captcha.training.loop import EpochResult, TrainingError
+from captcha.training.loop import EpochResult, TrainingError, TrainingState
 from captcha.training.model import Crnn
+from captcha.training.recipe import DEFAULT, Recipe
+from captcha.training.schedule import Schedule
 
+DIGITS = Vocabulary("0123456789")
 HEIGHT, EPOCHS = 32, 3
 Draw = Callable[..., NDArray[np.uint8]]
+Listen = Callable[[], AbstractContextManager[list[str]]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tracking: Path, one_thread: None) -> Iterator[None]:
+def small(tracking: Path, one_thread: None) -> Iterator[None]:
     """Trainings of seconds, tracked into a folder of this module's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
-        patch.setattr(training, "EPOCH_IMAGES", 1)
-        patch.setattr(training, "AVERAGE_DECAY", 0.5)  # the average follows within a few steps
-        patch.setattr(training, "augment", lambda images, strength, generator: images.float())
-        patch.setattr(experiment, "EPOCHS_PER_PICTURE", 2)
+        patch.setattr(batching, "WORKERS", 0)  # a process takes seconds
+        patch.setattr(job, "EPOCHS_PER_PICTURE", 2)
         yield
 
 
@@ -66,16 +70,25 @@ def folder(tracking: Path, draw_digits: Callable[[Path, int], Path]) -> Path:
     return draw_digits(tracking / "two digits", 100)
 
 
-def config(**settings: object) -> TrainConfig:
+def settings(**chosen: object) -> TrainSettings:
     small = {"backbone": "compact", "height": HEIGHT, "batch_size": 8, "epochs": 1, "dropout": 0.0}
-    return TrainConfig.model_validate(small | settings)
+    return TrainSettings.model_validate(small | chosen)
+
+
+def fit(
+    asked: TrainSettings, parts: Split, recipe: Recipe = DEFAULT, keep_last: bool = False
+) -> tuple[Crnn, list[dict[str, float]]]:
+    """Train on the parts as a training does that was asked so, in the active run."""
+    course = schedule_of(parts, asked.epochs, asked.batch_size, asked.learning_rate, asked.patience, recipe)
+    row = batches_of(parse_sources(asked), parts, asked.batch_size, asked.seed, asked.height, DIGITS)
+    return job.fit(Crnn("compact", DIGITS, HEIGHT), row, parts, course, keep_last)
 
 
 @dataclass(frozen=True)
 class Trained:
     """A training, what it printed and what MLflow knows of it."""
 
-    config: TrainConfig
+    settings: TrainSettings
     outcome: TrainOutcome
     lines: list[str]
     run: Run
@@ -88,10 +101,10 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(tracking: Path, folder: Path) -> Trained:
-    lines: list[str] = []
-    asked = config(data=str(folder), name="two-digits", epochs=EPOCHS)
-    outcome = experiment.train(asked, lines.append)
+def trained(tracking: Path, folder: Path, quick: Recipe, listen: Listen) -> Trained:
+    asked = settings(data=str(folder), name="two-digits", epochs=EPOCHS)
+    with listen() as lines:
+        outcome = train(asked, quick)
     artifacts = Path(mlflow.artifacts.download_artifacts(run_id=outcome.run_id, dst_path=str(tracking / "downloaded")))
     return Trained(asked, outcome, lines, mlflow.get_run(outcome.run_id), artifacts)
 
@@ -129,18 +142,18 @@ def test_a_training_ends_finished_and_registered(trained: Trained) -> None:
 
 def test_the_settings_and_what_follows_from_them_are_params(trained: Trained, folder: Path) -> None:
     params = trained.run.data.params
-    for name, value in trained.config.model_dump().items():
+    for name, value in trained.settings.model_dump().items():
         assert params[name] == ("none" if value is None else str(value)), name
     samples, _, _ = read_samples(folder, HEIGHT)
-    split = data.split(samples, trained.config.seed)
+    parts = split(samples, trained.settings.seed)
     for side in ("train", "validation", "test"):
-        members = getattr(split, side)
+        members = getattr(parts, side)
         assert params[f"{side}_images"] == str(len(members))
-        assert params[f"{side}_digest"] == data.digest(members)
-    assert params["split_digest"] == split.digest
+        assert params[f"{side}_digest"] == digest(members)
+    assert params["split_digest"] == parts.digest
     assert params["vocabulary_used"] == "0123456789"
     assert params["device"] in ("cpu", "cuda", "mps")
-    model = Crnn("compact", 11, HEIGHT)
+    model = Crnn("compact", DIGITS, HEIGHT)
     assert params["model_parameters"] == str(sum(p.numel() for p in model.parameters()))
 
 
@@ -167,7 +180,7 @@ def test_the_test_figures_are_those_of_the_table_of_predictions(trained: Trained
     assert twice, "choose a seed that puts a repeat into the test part"
     assert figures["n_repeats"] == len(twice)
     assert figures["exact_match_repeats"] == sum(twice) / len(twice)
-    assert trained.outcome.figures.items() <= figures.items()
+    assert trained.outcome.metrics.items() <= figures.items()
 
 
 def test_the_model_has_learned_something(trained: Trained) -> None:
@@ -219,10 +232,10 @@ def test_tags_tell_the_backbone_the_data_and_the_files_of_the_model(trained: Tra
 
 
 def test_the_weights_can_be_trained_on_and_are_those_of_the_registered_model(trained: Trained, folder: Path) -> None:
-    model = Crnn("compact", 11, HEIGHT)
+    model = Crnn("compact", DIGITS, HEIGHT)
     model.load_state_dict(load_file(trained.artifacts / "weights" / "model.safetensors"), strict=True)
     samples, _, _ = read_samples(folder, HEIGHT)
-    engine = torch_recognizer(model, Vocabulary("0123456789"), HEIGHT)
+    engine = torch_recognizer(model)
     assert disagreement(engine, load_recognizer("models:/two-digits@champion"), samples) is None
 
 
@@ -232,41 +245,48 @@ def test_the_epoch_of_the_registered_model_is_the_last_one_marked(trained: Train
     assert f"{trained.run.data.metrics['best_epoch']:.0f}/{EPOCHS}" == marked[-1]
 
 
-def test_the_weights_kept_are_those_of_the_last_epoch_chosen_and_the_end_is_diagnosed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_weights_kept_are_those_of_the_last_epoch_kept_and_the_end_is_diagnosed(
+    folder: Path, listen: Listen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = config(data=str(folder), epochs=9)
-    split = load_split(asked, pytest.fail)
-    nothing = Evaluation(split.validation, [Reading("", 0.5, []) for _ in split.validation], 9.0)
-    model = Crnn("compact", 11, HEIGHT)
+    asked = settings(data=str(folder), epochs=9)
+    parts = split_of(asked, parse_sources(asked))
+    nothing = Evaluation(parts.validation, [Reading("", 0.5, []) for _ in parts.validation], 9.0)
 
-    def improve_once(*_: object) -> Iterator[EpochResult]:
-        for number, chosen in ((0, True), (5, True), (9, False)):
+    def improve_once(state: TrainingState, *_: object) -> Iterator[EpochResult]:
+        for number, kept in ((0, True), (5, True), (9, False)):
             with torch.no_grad():
-                model.head.weight.fill_(number)
-            yield EpochResult(number, model, nothing, chosen, 9.0 if number else None, 0.001, 100.0, 1.0)
+                state.average.head.weight.fill_(number)
+            if kept:
+                state.keep(number)
+            yield EpochResult(number, state.average, nothing, kept, 9.0 if number else None, 0.001, 100.0, 1.0)
 
-    monkeypatch.setattr(experiment, "train_epochs", improve_once)
-    lines: list[str] = []
-    with tracked_run("a training") as run:
-        kept, results = experiment.fit(asked, split, Vocabulary("0123456789"), lines.append)
+    monkeypatch.setattr(job, "train_epochs", improve_once)
+    with tracked_run("a training") as run, listen() as lines:
+        kept, history = fit(asked, parts)
     assert kept.head.weight.unique().tolist() == [5]
-    assert [result.epoch for result in results] == [0, 5, 9]
+    assert ["train/loss" in metrics for metrics in history] == [False, True, True]
     assert mlflow.get_run(run.info.run_id).data.metrics["best_epoch"] == 5
     assert [line[:44] for line in lines if "warning" in line] == ["warning: after 9 epochs every reading is emp"]
 
 
+def test_the_last_epochs_weights_can_be_asked_for(folder: Path, quick: Recipe) -> None:
+    asked = settings(data=str(folder), epochs=2)
+    with tracked_run("a training") as run:
+        fit(asked, split_of(asked, parse_sources(asked)), quick, keep_last=True)
+    assert mlflow.get_run(run.info.run_id).data.metrics["best_epoch"] == 2
+
+
 def test_a_person_is_told_each_epoch_and_what_to_do_next(trained: Trained) -> None:
     assert [line.split()[1] for line in trained.lines if line.startswith("epoch")] == ["1/3", "2/3", "3/3"]
-    summary = trained.outcome.summary()
-    assert f"{trained.outcome.figures['exact_match']:.2%} of {trained.outcome.figures['n']:.0f} images" in summary
+    summary = train_summary(trained.outcome)
+    assert f"{trained.outcome.metrics['exact_match']:.2%} of {trained.outcome.metrics['n']:.0f} images" in summary
     for command in ("mlflow ui", "mlflow models serve -m models:/two-digits@champion", "captcha predict"):
         assert command in summary
     assert Path(trained.outcome.example).is_file()
 
 
 def test_a_version_that_is_no_champion_is_served_by_its_number(trained: Trained) -> None:
-    summary = replace(trained.outcome, model_version=7).summary()
+    summary = train_summary(replace(trained.outcome, model_version=7))
     assert "mlflow models serve -m models:/two-digits/7 " in summary
     assert summary.endswith("--model models:/two-digits/7")
 
@@ -274,16 +294,20 @@ def test_a_version_that_is_no_champion_is_served_by_its_number(trained: Trained)
 # What is measured is what is served
 
 
-def test_training_evaluate_and_predict_give_the_same_texts(trained: Trained, folder: Path, tmp_path: Path) -> None:
+def test_training_evaluate_and_predict_give_the_same_texts(
+    trained: Trained, folder: Path, tmp_path: Path, listen: Listen
+) -> None:
     rows = trained.json("test_predictions.json")
     tested = tmp_path / "test part"
     tested.mkdir()
     files = [Path(shutil.copy(folder / row["file"], tested)) for row in rows]
 
-    figures = evaluation.evaluate(str(tested), "models:/two-digits@champion", pytest.fail)
-    readings = predict(files, "models:/two-digits@champion", "greedy", 10)
+    with listen() as lines:
+        metrics = evaluate_job(str(tested), "models:/two-digits@champion")
+        readings = predict(files, "models:/two-digits@champion", "greedy", 10)
 
-    assert figures == trained.outcome.figures
+    assert lines == []
+    assert metrics == trained.outcome.metrics
     run = latest_run()
     assert run.info.run_name == "evaluate test part"
     assert run.info.status == "FINISHED"
@@ -306,17 +330,17 @@ def test_predict_says_of_each_file_why_it_cannot_be_read(trained: Trained, folde
     absent, reading, text, a_folder = predict(files, "models:/two-digits/1", "beam", 3)
     assert isinstance(reading, Reading)
     assert [str(error) for error in (absent, a_folder)] == [
-        "cannot be read: No such file or directory",
-        "cannot be read: Is a directory",
+        f"{tmp_path / 'absent.png'}: cannot be read: No such file or directory",
+        f"{tmp_path}: cannot be read: Is a directory",
     ]
     assert isinstance(text, ImageError)
 
 
-def test_an_evaluation_of_a_folder_with_errors_leaves_no_run(trained: Trained, tmp_path: Path) -> None:
+def test_an_evaluation_of_a_folder_with_errors_leaves_no_run(trained: Trained, tmp_path: Path, listen: Listen) -> None:
     (tmp_path / "1.png").write_text("no image")
-    before, lines = latest_run().info.run_id, list[str]()
-    with pytest.raises(DataError, match="1 problem in the data, see above"):
-        evaluation.evaluate(str(tmp_path), "models:/two-digits/1", lines.append)
+    before = latest_run().info.run_id
+    with listen() as lines, pytest.raises(DataError, match="1 problem in the data, see above"):
+        evaluate_job(str(tmp_path), "models:/two-digits/1")
     assert "1.png" in lines[0]
     assert latest_run().info.run_id == before
 
@@ -325,18 +349,18 @@ def test_an_evaluation_of_a_folder_with_errors_leaves_no_run(trained: Trained, t
 
 
 @pytest.fixture(scope="module")
-def gone_on(trained: Trained, folder: Path) -> Trained:
-    lines: list[str] = []
-    asked = config(data=str(folder), name="gone on", init="models:/two-digits@champion", vocabulary="9x876543210")
-    outcome = experiment.train(asked, lines.append)
+def gone_on(trained: Trained, folder: Path, quick: Recipe, listen: Listen) -> Trained:
+    asked = settings(data=str(folder), name="gone on", init="models:/two-digits@champion", vocabulary="9x876543210")
+    with listen() as lines:
+        outcome = train(asked, quick)
     return Trained(asked, outcome, lines, mlflow.get_run(outcome.run_id), Path())
 
 
 def test_a_training_goes_on_from_a_registered_model_with_other_characters(
     trained: Trained, gone_on: Trained, folder: Path
 ) -> None:
-    split = load_split(gone_on.config, pytest.fail)
-    before = evaluate(load_recognizer("models:/two-digits/1"), split.validation)
+    parts = split_of(gone_on.settings, parse_sources(gone_on.settings))
+    before = evaluate(load_recognizer("models:/two-digits/1"), parts.validation)
     history = MlflowClient().get_metric_history(gone_on.outcome.run_id, "val/cer")
     assert history[0].step == 0
     # What it knows it reads as before; the new class can take a frame of a model so little trained, not many.
@@ -359,7 +383,7 @@ def test_the_run_and_the_version_tell_what_they_went_on_from(trained: Trained, g
 
 
 @pytest.mark.parametrize(
-    ("settings", "line"),
+    ("chosen", "line"),
     [
         ({"init": "models:/nobody@champion"}, r"models:/nobody@champion: [^\n]*; train one first, or name another"),
         (
@@ -376,41 +400,43 @@ def test_the_run_and_the_version_tell_what_they_went_on_from(trained: Trained, g
     ids=["nobody", "height", "backbone"],
 )
 def test_a_model_that_cannot_be_gone_on_from_ends_the_run_before_the_data_is_read(
-    trained: Trained, tmp_path: Path, settings: dict[str, object], line: str
+    trained: Trained, tmp_path: Path, chosen: dict[str, object], line: str
 ) -> None:
-    with pytest.raises((RegistryError, TrainingError), match=f"^{line}$"):
-        experiment.train(config(data=str(tmp_path / "not looked at"), name="unstarted", **settings), pytest.fail)
+    (tmp_path / "not looked at").mkdir()
+    with pytest.raises((RegistryError, CheckpointError), match=f"^{line}$"):
+        train(settings(data=str(tmp_path / "not looked at"), name="unstarted", **chosen))
     assert latest_run().info.status == "FAILED"
     assert versions("unstarted") == 0
 
 
-def test_weights_of_a_run_without_their_sha256_are_checked_as_they_are_read(trained: Trained) -> None:
-    torn = replace(load_trained("models:/two-digits/1"), weights=b"torn")
-    with pytest.raises(TrainingError, match=r"^models:/two-digits/1: the weights of run \w+ are damaged: [^\n]*$"):
-        experiment.start_from(config(), torn, Vocabulary("0"), pytest.fail)
+def test_weights_that_are_damaged_are_told_of_with_their_run(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    torn = replace(load_parent("models:/two-digits/1"), weights=b"torn")
+    monkeypatch.setattr(job, "load_parent", lambda uri: torn)
+    with pytest.raises(CheckpointError, match=r"^models:/two-digits/1, run \w+: the weights are damaged: [^\n]*$"):
+        job.read_parent("models:/two-digits/1")
 
 
 def test_a_person_is_warned_where_no_character_is_known_or_the_test_may_be(
-    trained: Trained, folder: Path, tmp_path: Path
+    trained: Trained, folder: Path, tmp_path: Path, listen: Listen
 ) -> None:
-    found = load_trained("models:/two-digits/1")
+    parent, checkpoint = job.read_parent("models:/two-digits/1")
 
-    def warnings(characters: str, found: TrainedModel = found, **settings: object) -> list[str]:
-        lines: list[str] = []
-        with tracked_run("a training"):
-            experiment.start_from(config(**settings), found, Vocabulary(characters), lines.append)
+    def warnings(characters: str, known: Parent = parent, **chosen: object) -> list[str]:
+        with tracked_run("a training"), listen() as lines:
+            job.log_parent(known, checkpoint, Vocabulary(characters))
+            job._warn_of_known_tests(settings(**chosen), known)
         return [line[9:] for line in lines if line.startswith("warning: ")]
 
     here, elsewhere = str(folder), str(tmp_path)
     (line,) = warnings("xy", data=elsewhere)
-    assert line.startswith("no character of xy is known to models:/two-digits/1")
+    assert line.startswith("none of the characters xy is known to models:/two-digits/1")
     assert warnings("xy0", data=here) == []
     assert warnings("0", data=here, seed=1, test_data=elsewhere) == []
     assert warnings("0", data="draw:kaptcha", seed=1) == []
     for learned in (
         warnings("0", data=here, seed=1),  # another split
         warnings("0", data=elsewhere, test_data=here),  # all of it, the part trained on too
-        warnings("0", replace(found, test_data=elsewhere), data=here),  # none was held back of it
+        warnings("0", replace(parent, test_data=elsewhere), data=here),  # none was held back of it
     ):
         assert [line[:44] for line in learned] == ["models:/two-digits/1 has learned from " + here[:6]]
 
@@ -419,20 +445,20 @@ def test_a_person_is_warned_where_no_character_is_known_or_the_test_may_be(
 
 
 def test_an_export_that_is_not_the_trained_model_is_not_registered(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def export_another(model: Crnn, height: int) -> bytes:
+    def export_another(model: Crnn) -> bytes:
         with torch.no_grad():
             model.local_head.weight[0] += 0.01
-            content = to_onnx(model, height)
+            content = to_onnx(model)
             model.local_head.weight[0] -= 0.01
         return content
 
-    monkeypatch.setattr(experiment, "to_onnx", export_another)
+    monkeypatch.setattr(job, "to_onnx", export_another)
     with pytest.raises(
         TrainingError, match=r"^the exported model is not the trained one: [^\n]*; nothing is registered"
     ):
-        experiment.train(config(data=str(folder), name="another"), lambda line: None)
+        train(settings(data=str(folder), name="another"), quick)
     run = latest_run()
     assert run.info.status == "FAILED"
     assert versions("another") == 0
@@ -443,15 +469,16 @@ def test_an_export_that_is_not_the_trained_model_is_not_registered(
     assert "test/exact_match" not in run.data.metrics
 
 
-def test_all_problems_of_the_data_are_said_and_nothing_is_left_half_done(folder: Path, tmp_path: Path) -> None:
+def test_all_problems_of_the_data_are_said_and_nothing_is_left_half_done(
+    folder: Path, tmp_path: Path, listen: Listen
+) -> None:
     bad = tmp_path / "bad"
     shutil.copytree(folder, bad)
     (bad / "torn.png").write_bytes((bad / "11.png").read_bytes()[:60])
     (bad / "text.png").write_text("no image")
     shutil.copy(bad / "12.png", bad / "21 again.png")  # the same picture under another label
-    lines: list[str] = []
-    with pytest.raises(DataError, match=r"^3 problems in the data, see above$"):
-        experiment.train(config(data=str(bad), name="bad"), lines.append)
+    with listen() as lines, pytest.raises(DataError, match=r"^3 problems in the data, see above$"):
+        train(settings(data=str(bad), name="bad"))
     for file in ("torn.png", "text.png", "21 again.png"):
         assert f"error: {file}: " in "\n".join(lines)
     run = latest_run()
@@ -461,18 +488,18 @@ def test_all_problems_of_the_data_are_said_and_nothing_is_left_half_done(folder:
 
 
 def test_a_stuck_training_says_so_and_an_interrupted_one_is_killed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, listen: Listen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_nothing_until_ctrl_c(config: TrainConfig, split: Split, *rest: object) -> Iterator[EpochResult]:
-        model = Crnn("compact", 11, HEIGHT)
-        validation = Evaluation(split.validation, [Reading("", 0.5, []) for _ in split.validation], 9.0)
-        yield EpochResult(config.epochs // 3, model, validation, True, 9.0, 0.001, 100.0, 1.0)
+    def read_nothing_until_ctrl_c(
+        state: TrainingState, batches: Batches, samples: list[Sample], schedule: Schedule, *rest: object
+    ) -> Iterator[EpochResult]:
+        validation = Evaluation(samples, [Reading("", 0.5, []) for _ in samples], 9.0)
+        yield EpochResult(schedule.epochs // 3, state.average, validation, True, 9.0, 0.001, 100.0, 1.0)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "train_epochs", read_nothing_until_ctrl_c)
-    lines: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        experiment.train(config(data=str(folder), name="interrupted", epochs=21), lines.append)
+    monkeypatch.setattr(job, "train_epochs", read_nothing_until_ctrl_c)
+    with listen() as lines, pytest.raises(KeyboardInterrupt):
+        train(settings(data=str(folder), name="interrupted", epochs=21))
     assert lines[-1].startswith("warning: after 7 epochs every reading is empty (loss 9.0)")
     assert latest_run().info.status == "KILLED"
     assert versions("interrupted") == 0
@@ -482,17 +509,16 @@ def test_a_stuck_training_says_so_and_an_interrupted_one_is_killed(
 
 
 def test_a_parent_run_with_params_in_another_spelling_is_gone_on_with(
-    tracking: Path, monkeypatch: pytest.MonkeyPatch
+    tracking: Path, quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "DRAWN_IMAGES", 60)
-    monkeypatch.setattr(experiment, "endless_batches", partial(endless_batches, workers=0))  # a process takes seconds
-    monkeypatch.setattr(experiment, "project_root", lambda: tracking)
+    monkeypatch.setattr(job, "project_root", lambda: tracking)
     parent = MlflowClient().create_run("0")
     for key, value in {"learning_rate": "1e-3", "epochs": "01", "pretrained": "false", "data": "draw:kaptcha"}.items():
         MlflowClient().log_param(parent.info.run_id, key, value)
     monkeypatch.setattr(fluent, "_active_experiment_id", None)  # as in a process of its own
     with mock.patch.dict(os.environ, {"MLFLOW_RUN_ID": parent.info.run_id, "MLFLOW_EXPERIMENT_ID": "0"}):
-        outcome = experiment.train(config(data="draw:kaptcha", name="drawn"), lambda line: None)
+        outcome = train(settings(data="draw:kaptcha", name="drawn"), quick)
     assert outcome.run_id == parent.info.run_id
     run = mlflow.get_run(outcome.run_id)
     assert run.info.status == "FINISHED"
@@ -512,31 +538,18 @@ def test_training_on_a_style_is_on_images_drawn_for_it_with_no_text_that_is_held
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sources, "DRAWN_IMAGES", 200)
-    asked = config(data="draw:kaptcha", batch_size=4)
-    split = load_split(asked, pytest.fail)
-    drawn_first = {sample.digest for sample in [*split.train, *split.validation, *split.test]}
-    assert len(drawn_first) == sources.DRAWN_IMAGES
-    held_back = {sample.text for sample in split.validation}
-    trained_on: list[Sample] = []
-    kept_from: list[object] = []
-    endless = sources.drawn_samples
-
-    def note_what_is_kept_from(asked: TrainConfig, without: Collection[str] = ()) -> DrawnSamples:
-        kept_from.append(without)
-        return endless(asked, without)
-
-    def stand_in(*arguments: Any) -> Iterator[EpochResult]:
-        trained_on.extend(sample for _ in range(3) for sample in next(arguments[4]))
-        nothing = Evaluation(split.validation, [Reading("", 0.5, []) for _ in split.validation], 9.0)
-        yield EpochResult(0, Crnn("compact", 11, HEIGHT), nothing, True, None, 0.001, 0.0, 0.0)
-
-    monkeypatch.setattr(experiment, "drawn_samples", note_what_is_kept_from)
-    monkeypatch.setattr(experiment, "train_epochs", stand_in)
-    with tracked_run("a training"):
-        experiment.fit(asked, split, Vocabulary("0123456789"), lambda line: None)
+    monkeypatch.setattr(job, "DRAWN_IMAGES", 200)
+    asked = settings(data="draw:kaptcha", batch_size=4)
+    named = parse_sources(asked)
+    parts = split_of(asked, named)
+    drawn_first = {sample.digest for sample in [*parts.train, *parts.validation, *parts.test]}
+    assert len(drawn_first) == 200
+    row = batches_of(named, parts, 4, asked.seed, HEIGHT, Vocabulary.from_texts(texts_of(parts.train)))
+    trained_on = [sample for batch in islice(row.from_step(0), 3) for sample in batch]
     assert len(trained_on) == 12
     assert not {sample.digest for sample in trained_on} & drawn_first
-    assert kept_from == [held_back | {sample.text for sample in split.test}]
+    assert row.drawn
+    assert row.drawn.without == texts_of(parts.validation) | texts_of(parts.test)
 
 
 @pytest.fixture
@@ -550,19 +563,23 @@ def other_folders(tmp_path: Path, draw: Draw) -> tuple[Path, Path]:
     return folders
 
 
-def texts_of(samples: list[data.Sample]) -> set[str]:
+def parts_of(asked: TrainSettings) -> Split:
+    return split_of(asked, parse_sources(asked))
+
+
+def texts_of(samples: list[Sample]) -> set[str]:
     return {sample.text for sample in samples}
 
 
 def test_a_fixed_part_takes_the_place_of_the_one_split_off(folder: Path, other_folders: tuple[Path, Path]) -> None:
     val, test = map(str, other_folders)
-    usual = load_split(config(data=str(folder)), pytest.fail)
+    usual = parts_of(settings(data=str(folder)))
 
-    both = load_split(config(data=str(folder), val_data=val, test_data=test), pytest.fail)
+    both = parts_of(settings(data=str(folder), val_data=val, test_data=test))
     assert (texts_of(both.validation), texts_of(both.test)) == ({"ab", "12"}, {"cd", "34", "56"})
     assert len(both.train) == 100
 
-    one = load_split(config(data=str(folder), test_data=test), pytest.fail)
+    one = parts_of(settings(data=str(folder), test_data=test))
     assert texts_of(one.validation) == texts_of(usual.validation)
     assert texts_of(one.train) == texts_of(usual.train) | texts_of(usual.test)
     assert texts_of(one.test) == {"cd", "34", "56"}
@@ -572,51 +589,51 @@ def test_a_fixed_part_is_an_input_of_its_own_and_gives_the_example(
     folder: Path, other_folders: tuple[Path, Path]
 ) -> None:
     val, test = other_folders
-    asked = config(data=str(folder), val_data=str(val), test_data=str(test))
-    split = load_split(asked, pytest.fail)
+    asked = settings(data=str(folder), val_data=str(val), test_data=str(test))
+    parts = parts_of(asked)
     with tracked_run("a training") as run:
-        experiment.log_inputs(asked, split, Vocabulary("0123456789"))
+        log_inputs(parts, parse_sources(asked).by_side())
     names = {part: dataset.name for part, dataset in inputs(mlflow.get_run(run.info.run_id)).items()}
     assert names == {"train": "two digits-train", "validation": "val-validation", "test": "test-test"}
-    path = experiment.example_of(asked, split.test[0])
-    assert path.samefile(test / split.test[0].name)
+    path = job.example_of(parse_sources(asked), parts.test[0])
+    assert path.samefile(test / parts.test[0].name)
 
 
-def test_a_picture_that_is_trained_on_cannot_be_tested_on(folder: Path, other_folders: tuple[Path, Path]) -> None:
+def test_a_picture_that_is_trained_on_cannot_be_tested_on(
+    folder: Path, other_folders: tuple[Path, Path], listen: Listen
+) -> None:
     shutil.copy(folder / "77.png", other_folders[1])
-    lines: list[str] = []
-    with pytest.raises(DataError, match="1 problem in the data"):
-        load_split(config(data=str(folder), test_data=str(other_folders[1])), lines.append)
+    with listen() as lines, pytest.raises(DataError, match="1 problem in the data"):
+        parts_of(settings(data=str(folder), test_data=str(other_folders[1])))
     assert "77.png" in lines[0]
 
 
 def test_characters_that_training_never_saw_are_named(
-    folder: Path, other_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    folder: Path, other_folders: tuple[Path, Path], listen: Listen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "train_epochs", mock.Mock(side_effect=TrainingError("far enough")))
-    lines: list[str] = []
-    with pytest.raises(TrainingError, match="far enough"):
-        experiment.train(config(data=str(folder), test_data=str(other_folders[1])), lines.append)
-    assert lines[0] == "warning: no training label holds c d: the labels with them, held back, cannot be read right"
+    monkeypatch.setattr(job, "train_epochs", mock.Mock(side_effect=TrainingError("far enough")))
+    with listen() as lines, pytest.raises(TrainingError, match="far enough"):
+        train(settings(data=str(folder), test_data=str(other_folders[1])))
+    assert lines[0] == "warning: no training label holds c d: no held-back label with them can be read right"
     assert latest_run().data.params["vocabulary_used"] == "0123456789"
 
 
-def test_a_given_vocabulary_is_used_and_labels_outside_it_are_refused(folder: Path) -> None:
-    lines: list[str] = []
-    with pytest.raises(DataError):
-        load_split(config(data=str(folder), vocabulary="012345678"), lines.append)
+def test_a_given_vocabulary_is_used_and_labels_outside_it_are_refused(folder: Path, listen: Listen) -> None:
+    with listen() as lines, pytest.raises(DataError):
+        parts_of(settings(data=str(folder), vocabulary="012345678"))
     assert "outside the vocabulary: '9'" in lines[0]
 
 
-def test_a_label_too_long_for_the_models_frames_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+def test_a_label_too_long_for_the_models_frames_is_refused_by_name(
+    folder: Path, tmp_path: Path, listen: Listen
+) -> None:
     long = tmp_path / "long"
     shutil.copytree(folder, long)
     label = "1234567890" * (48 // FRAME_STRIDE // 10 + 1)
     shutil.copy(long / "55.png", long / f"{label}.png")
     (long / "55.png").unlink()
-    lines: list[str] = []
-    with pytest.raises(DataError):
-        load_split(config(data=str(long)), lines.append)
+    with listen() as lines, pytest.raises(DataError):
+        parts_of(settings(data=str(long)))
     assert f"{label}.png" in lines[0]
     assert "frames" in lines[0]
 
@@ -624,31 +641,33 @@ def test_a_label_too_long_for_the_models_frames_is_refused_by_name(folder: Path,
 # Drawn images beside a folder's
 
 
-def test_half_of_every_batch_is_drawn_and_every_image_of_the_folder_comes_before_any_comes_again(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(experiment, "endless_batches", partial(endless_batches, workers=0))  # a process takes seconds
-    asked = config(data=str(folder), drawn="kaptcha", batch_size=9)
-    split = load_split(asked, pytest.fail)
-    batches = experiment._batches(asked, split)
-    assert batches
+def test_half_of_every_batch_is_drawn_and_every_image_of_the_folder_comes_before_any_comes_again(folder: Path) -> None:
+    asked = settings(data=str(folder), drawn="kaptcha", batch_size=9)
+    parts = parts_of(asked)
+    vocabulary = job.vocabulary_of(asked, parse_sources(asked), parts)
+    row = batches_of(parse_sources(asked), parts, 9, asked.seed, HEIGHT, vocabulary).from_step(0)
     seen: list[str] = []
-    while len(seen) < len(split.train):
-        batch = next(batches)
+    while len(seen) < len(parts.train):
+        batch = next(row)
         real = [s.digest for s in batch if len(s.text) == 2]
         assert (len(batch), len(real)) == (9, 5)
         seen += real
-    assert set(seen[: len(split.train)]) == {s.digest for s in split.train}
+    assert set(seen[: len(parts.train)]) == {s.digest for s in parts.train}
+
+
+def test_images_are_drawn_beside_a_folders_not_beside_drawn_ones() -> None:
+    with pytest.raises(DataError, match="drawn beside a folder's images"):
+        parse_sources(settings(data="draw:kaptcha", drawn="kaptcha"))
 
 
 def test_the_vocabulary_holds_the_characters_that_are_drawn_beside_the_labels(folder: Path) -> None:
-    asked = config(data=str(folder), drawn="kaptcha")
-    found = experiment._vocabulary(asked, load_split(asked, pytest.fail), pytest.fail)
+    asked = settings(data=str(folder), drawn="kaptcha")
+    found = job.vocabulary_of(asked, parse_sources(asked), parts_of(asked))
     assert found.characters == "".join(sorted("0123456789" + "abcdegfynmpwx"))
 
 
 def test_a_style_that_draws_what_the_model_cannot_say_is_refused(folder: Path) -> None:
-    asked = config(data=str(folder), drawn="kaptcha", vocabulary="0123456789abc")
+    asked = settings(data=str(folder), drawn="kaptcha")
     with pytest.raises(StyleError, match=r"^the style kaptcha draws 'defgmnpwxy', which is outside the vocabulary: "):
-        sources.drawn_samples(asked)
-    assert sources.drawn_samples(config(data=str(folder), drawn="kaptcha", vocabulary="2345678abcdefgmnpwxyz"))
+        batches_of(parse_sources(asked), parts_of(asked), 8, 0, HEIGHT, Vocabulary("0123456789abc"))
+    assert batches_of(parse_sources(asked), parts_of(asked), 8, 0, HEIGHT, Vocabulary("2345678abcdefgmnpwxyz"))

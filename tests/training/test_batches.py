@@ -1,14 +1,15 @@
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from captcha.data.samples import Sample
+from captcha.data.folders import read_samples
+from captcha.data.samples import DataError, ImageMemory, Sample
 from captcha.data.sources import DrawnSamples
 from captcha.drawing.fonts import default_fonts
-from captcha.drawing.rendering import draw
 from captcha.drawing.styles import Style, StyleError, load_style
-from captcha.training.batches import endless_batches
+from captcha.training.batches import Batches, shuffled
 
 OUTLINED = load_style("outlined")
 FEW = Style(texts=("one", "two", "six", "ten"))
@@ -16,53 +17,71 @@ FONTS = default_fonts()
 
 
 def samples(style: Style = OUTLINED, height: int = 32, seed: int = 0, without: tuple[str, ...] = ()) -> DrawnSamples:
-    return DrawnSamples(style, FONTS, height, seed, without)
+    return DrawnSamples(style, FONTS, height, seed, frozenset(without))
 
 
 def identities(batch: list[Sample]) -> list[tuple[str, str, str]]:
     return [(sample.name, sample.text, sample.digest) for sample in batch]
 
 
-def test_samples_are_the_drawn_images_resized_to_the_models_height() -> None:
-    drawn = draw(OUTLINED, 4, seed=3, fonts=FONTS)
-    same_height = samples(height=OUTLINED.height, seed=3)
-    for i, (text, image) in enumerate(drawn):
-        assert same_height[i].text == text
-        assert (same_height[i].image == image).all()
-    assert samples(height=32)[0].image.shape == (32, OUTLINED.width * 32 // OUTLINED.height, 3)
+def drawn_alone(style: Style = OUTLINED, size: int = 4, first: int = 0) -> Batches:
+    return Batches([], samples(style), size, seed=0, first_drawn=first)
 
 
-def test_one_seed_gives_the_same_samples_and_another_seed_others() -> None:
-    first, same, other = (identities([samples(seed=seed)[i] for i in range(5)]) for seed in (0, 0, 1))
-    assert first == same
-    assert not set(first) & set(other)
-
-
-def test_batches_go_on_from_their_start_and_repeat_nothing() -> None:
-    batches = list(islice(endless_batches(samples(), 4, start=10, workers=0), 25))
+def test_drawn_batches_go_on_from_their_start_and_repeat_nothing() -> None:
+    batches = list(islice(drawn_alone(first=10).from_step(0, workers=0), 25))
     assert [sample.name for batch in batches for sample in batch] == [f"{i:06}.png" for i in range(10, 110)]
     assert len({sample.digest for batch in batches for sample in batch}) == 100
 
 
-def test_workers_draw_what_one_process_draws() -> None:
-    """Two real processes."""
-    alone, together = (
-        [identities(batch) for batch in islice(endless_batches(samples(), 3, 0, workers), 5)] for workers in (0, 2)
-    )
-    assert alone == together
+@pytest.fixture
+def folder(tmp_path: Path, draw_digits: Callable[[Path, int], Path]) -> Path:
+    """13 images of two digits, named by their label."""
+    return draw_digits(tmp_path / "digits", 13)
 
 
-def test_texts_held_back_are_never_drawn_and_the_others_as_before() -> None:
-    free, barred = samples(FEW), samples(FEW, without=("one", "ten"))
-    texts = [barred[i].text for i in range(40)]
-    assert set(texts) == {"two", "six"}
-    for i in range(40):
-        if free[i].text not in ("one", "ten"):
-            assert free[i].digest == barred[i].digest
+@pytest.mark.parametrize("drawn", [None, samples()], ids=["folder", "half"])
+@pytest.mark.parametrize("kept", [0, 0.03, 1], ids=["read anew", "some kept", "all kept"])
+def test_the_batch_of_a_step_is_the_same_whichever_step_was_the_first(
+    folder: Path, drawn: DrawnSamples | None, kept: float
+) -> None:
+    known, _, _ = read_samples(folder, 32, memory=ImageMemory(kept))
+    assert len({sample.kept for sample in known}) == (2 if kept == 0.03 else 1)
+    row = Batches(known, drawn, 4, seed=3)
+    from_0 = [identities(batch) for batch in islice(row.from_step(0, workers=0), 12)]
+    for start in (1, 7):
+        assert [identities(batch) for batch in islice(row.from_step(start, workers=0), 12 - start)] == from_0[start:]
+    other = Batches(known, drawn, 4, seed=4)
+    assert [identities(batch) for batch in islice(other.from_step(0, workers=0), 12)] != from_0
+
+
+def test_workers_make_what_one_process_makes(folder: Path) -> None:
+    """Two real processes, which draw, and read what is not kept."""
+    known, _, _ = read_samples(folder, 32, memory=ImageMemory(0.03))
+    row = Batches(known, samples(), 6, seed=0)
+    alone, together = (list(islice(row.from_step(0, workers), 5)) for workers in (0, 2))
+    assert list(map(identities, alone)) == list(map(identities, together))
+    pixels = [[sample.image.tobytes() for batch in some for sample in batch] for some in (alone, together)]
+    assert pixels[0] == pixels[1]
+
+
+def test_every_sample_comes_once_before_any_comes_again() -> None:
+    for count, seed in ((1, 0), (7, 0), (7, 5)):
+        row = [shuffled(count, seed, place) for place in range(3 * count)]
+        turns = [row[start : start + count] for start in range(0, 3 * count, count)]
+        assert [sorted(turn) for turn in turns] == [list(range(count))] * 3
+        assert count == 1 or turns[0] != turns[1]
+
+
+def test_a_file_that_has_changed_since_it_was_checked_is_said_in_one_line(folder: Path) -> None:
+    known, _, _ = read_samples(folder, 32, memory=ImageMemory(0))
+    (folder / "03.png").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"^[^\n]*03\.png: [^\n]*$"):
+        list(islice(Batches(known, None, 4, seed=0).from_step(0, workers=0), 4))
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_text_that_does_not_fit_is_said_in_one_line(workers: int, tmp_path: Path) -> None:
-    batches = endless_batches(samples(Style(texts=("w" * 40,))), 2, 0, workers)
+    batches = drawn_alone(Style(texts=("w" * 40,)), 2).from_step(0, workers)
     with pytest.raises(StyleError, match=r"^the text 'w+' does not fit: [^\n]*$"):
         next(batches)

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from captcha.data.samples import Sample, Split
+from captcha.data.samples import Sample
 from captcha.reading.images import Image, stack
 from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import TrainConfig
-from captcha.training import loop as training
 from captcha.training.augmentation import augment
+from captcha.training.batches import Batches
 from captcha.training.export import torch_recognizer
-from captcha.training.loop import ctc_loss, train_epochs
+from captcha.training.loop import TrainingState, choose_device, ctc_loss, train_epochs
 from captcha.training.model import Crnn
+from captcha.training.recipe import Augmentation, Recipe
+from captcha.training.schedule import Schedule
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,9 +51,8 @@ def samples(draw: Callable[..., Image]) -> list[Sample]:
 def test_a_training_on_the_gpu_lowers_the_loss_and_its_model_reads_alike_on_the_cpu(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "EPOCH_IMAGES", 80)
-    monkeypatch.setattr(training, "AVERAGE_DECAY", 0.5)  # the average follows within a few steps
-    monkeypatch.setattr(training, "augment", lambda images, strength, generator: images.float())
+    unchanged = Augmentation.model_validate(dict.fromkeys(Augmentation.model_fields, 0))
+    recipe = Recipe(average_decay=0.5, augmentation=unchanged)  # the average follows within a few steps
     mixed: set[tuple[bool, bool]] = set()
     usual = Crnn.features
 
@@ -62,8 +62,10 @@ def test_a_training_on_the_gpu_lowers_the_loss_and_its_model_reads_alike_on_the_
         return usual(self, images)
 
     monkeypatch.setattr(Crnn, "features", note)
-    config = TrainConfig(backbone="compact", height=HEIGHT, batch_size=4, epochs=20, dropout=0.0)
-    first, *results = train_epochs(config, Split(samples, samples, []), VOCABULARY)
+    model = Crnn("compact", VOCABULARY, HEIGHT, dropout=0.0)
+    state = TrainingState(model.to(choose_device()).to(memory_format=torch.channels_last), recipe)
+    schedule = Schedule(20, 20, 0.001, 10, recipe)
+    first, *results = train_epochs(state, Batches(samples, None, 4, 0), samples, schedule)
 
     monkeypatch.undo()
     assert mixed == {(True, torch.cuda.is_bf16_supported(including_emulation=False)), (False, False)}
@@ -75,8 +77,8 @@ def test_a_training_on_the_gpu_lowers_the_loss_and_its_model_reads_alike_on_the_
     assert last.validation.predictions == TEXTS
 
     images = [sample.image for sample in samples]
-    there = torch_recognizer(last.model, VOCABULARY, HEIGHT)
-    here = torch_recognizer(copy.deepcopy(last.model).cpu(), VOCABULARY, HEIGHT)
+    there = torch_recognizer(last.model)
+    here = torch_recognizer(copy.deepcopy(last.model).cpu())
     assert [reading.text for reading in there.read(images)] == [reading.text for reading in here.read(images)] == TEXTS
     for (_, a), (_, b) in zip(there.log_probs(images), here.log_probs(images), strict=True):
         assert (np.abs(a - b) / np.maximum(1, np.abs(b))).max() < TOLERANCE

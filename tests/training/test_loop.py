@@ -1,8 +1,11 @@
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,25 +13,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captcha.data.samples import Sample, Split
+from captcha.data.samples import Sample
 from captcha.evaluation.results import Evaluation, evaluate
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import TrainConfig
-from captcha.training import loop as training
-from captcha.training.checkpoint import Start
+from captcha.training import loop
+from captcha.training.batches import Batches
+from captcha.training.checkpoint import Checkpoint
 from captcha.training.export import torch_recognizer
-from captcha.training.loop import EpochResult, TrainingError, ctc_loss, diagnosis, train_epochs
+from captcha.training.loop import (
+    EpochResult,
+    Progress,
+    TrainingError,
+    TrainingState,
+    ctc_loss,
+    diagnosis,
+    make_optimizer,
+    train_epochs,
+)
 from captcha.training.model import Crnn
+from captcha.training.recipe import Augmentation, Recipe
+from captcha.training.schedule import Schedule
 
 TEXTS = ["274", "055", "918", "360"]
 VOCABULARY = Vocabulary("0123456789")
+ONCE = Recipe(epoch_images=1)
+"""An epoch is the images there are."""
 
 
 @pytest.fixture(autouse=True)
-def _small_and_on_one_core(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    monkeypatch.setattr(training, "choose_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(training, "EPOCH_IMAGES", 1)
+def _on_one_core(one_thread: None) -> None:
+    pass
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +51,31 @@ def samples(draw: Callable[..., NDArray[np.uint8]]) -> list[Sample]:
     return [Sample(f"{text}.png", text, draw(text, width=64)) for text in TEXTS]
 
 
-def config(**settings: object) -> TrainConfig:
-    return TrainConfig.model_validate({"backbone": "compact", "height": 32, "batch_size": 4, "epochs": 2} | settings)
+def training(
+    samples: list[Sample],
+    validation: list[Sample] | None = None,
+    *,
+    model: Crnn | None = None,
+    recipe: Recipe = ONCE,
+    epochs: int = 2,
+    batch_size: int = 4,
+    learning_rate: float = 0.001,
+    patience: int = 10,
+    dropout: float = 0.1,
+    seed: int = 0,
+    progress: Progress = iter,
+) -> Iterator[EpochResult]:
+    """A small training on the CPU that has not begun; without a validation part it reads what it learns from."""
+    torch.manual_seed(seed)
+    model = model or Crnn("compact", VOCABULARY, 32, dropout)
+    state = TrainingState(model.to(memory_format=torch.channels_last), recipe)
+    steps = math.ceil(max(recipe.epoch_images, len(samples)) / batch_size)
+    schedule = Schedule(epochs, steps, learning_rate, patience, recipe)
+    return train_epochs(state, Batches(samples, None, batch_size, seed), validation or samples, schedule, progress)
 
 
-def run(samples: list[Sample], **settings: object) -> list[EpochResult]:
-    return list(train_epochs(config(**settings), Split(samples, samples, []), VOCABULARY))
+def run(samples: list[Sample], **options: Any) -> list[EpochResult]:
+    return list(training(samples, **options))
 
 
 # The loss
@@ -73,18 +107,16 @@ def test_a_label_that_cannot_align_is_not_hidden() -> None:
 # The loop
 
 
-def test_a_few_images_are_learned_by_heart(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "EPOCH_IMAGES", 80)
-    monkeypatch.setattr(training, "AVERAGE_DECAY", 0.5)  # the average follows within a few steps
-    monkeypatch.setattr(training, "augment", lambda images, strength, generator: images.float())
-    split = Split(samples, samples, [])
-    for result in train_epochs(config(epochs=20, dropout=0.0), split, VOCABULARY):
+def test_a_few_images_are_learned_by_heart(samples: list[Sample]) -> None:
+    unchanged = Augmentation.model_validate(dict.fromkeys(Augmentation.model_fields, 0))
+    recipe = Recipe(epoch_images=80, average_decay=0.5, augmentation=unchanged)  # the average follows in a few steps
+    for result in training(samples, recipe=recipe, epochs=20, dropout=0.0):
         if result.validation.exact_match == 1:
             break
     assert result.validation.predictions == TEXTS
     assert result.train_loss is not None
     assert result.train_loss < 3
-    readings = torch_recognizer(result.model, VOCABULARY, 32).read([sample.image for sample in samples])
+    readings = torch_recognizer(result.model).read([sample.image for sample in samples])
     assert readings == result.validation.readings
 
 
@@ -104,12 +136,12 @@ def test_epoch_0_is_the_model_before_training_and_each_epoch_changes_every_weigh
     states: list[dict[str, Tensor]] = []
     results: list[EpochResult] = []
     # Steps of two images: the GRU learns from the second step on, its head begins at nothing.
-    for result in train_epochs(config(epochs=2, batch_size=2), Split(samples * 2, samples, []), VOCABULARY):
+    for result in training(samples * 2, samples, batch_size=2):
         states.append({key: value.clone() for key, value in result.model.named_parameters()})
         results.append(result)
     assert [result.epoch for result in results] == [0, 1, 2]
     assert results[0].train_loss is None
-    assert results[0].chosen
+    assert results[0].kept
     assert all(result.train_loss and math.isfinite(result.train_loss) for result in results[1:])
     assert all(result.images_per_second > 0 < result.epoch_seconds for result in results[1:])
     for before, after in itertools.pairwise(states):
@@ -125,9 +157,8 @@ def test_every_image_is_learned_from_before_any_comes_again(
         seen.extend(map(tuple, targets))
         return ctc_loss(log_probs, targets)
 
-    monkeypatch.setattr(training, "ctc_loss", note)
-    monkeypatch.setattr(training, "EPOCH_IMAGES", 12)
-    run(samples, epochs=1, batch_size=3)
+    monkeypatch.setattr(loop, "ctc_loss", note)
+    run(samples, epochs=1, batch_size=3, recipe=Recipe(epoch_images=12))
     assert len(seen) == 12
     rounds = [sorted(seen[start : start + 4]) for start in (0, 4, 8)]
     assert rounds == [sorted(tuple(VOCABULARY.encode(text)) for text in TEXTS)] * 3
@@ -142,15 +173,10 @@ def test_the_train_part_alone_is_learned_from_and_the_validation_part_alone_is_r
         seen.update(map(VOCABULARY.decode, targets))
         return ctc_loss(log_probs, targets)
 
-    monkeypatch.setattr(training, "ctc_loss", note)
-    results = list(train_epochs(config(epochs=1), Split(samples[:3], samples[3:], []), VOCABULARY))
+    monkeypatch.setattr(loop, "ctc_loss", note)
+    results = list(training(samples[:3], samples[3:], epochs=1))
     assert seen == set(TEXTS[:3])
     assert [result.validation.references for result in results] == [TEXTS[3:]] * 2
-
-
-def test_the_test_part_is_not_touched(samples: list[Sample]) -> None:
-    split = Split(samples, samples, cast("list[Sample]", None))
-    assert len(list(train_epochs(config(epochs=1), split, VOCABULARY))) == 2
 
 
 def test_images_of_several_widths_are_trained_on_together(
@@ -162,23 +188,15 @@ def test_images_of_several_widths_are_trained_on_together(
     assert math.isfinite(results[-1].train_loss)
 
 
-def test_progress_wraps_the_steps_of_each_epoch(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "EPOCH_IMAGES", 9)
+def test_progress_wraps_the_steps_of_each_epoch(samples: list[Sample]) -> None:
     wrapped: list[range] = []
 
     def progress(steps: range) -> range:
         wrapped.append(steps)
         return steps
 
-    list(train_epochs(config(epochs=2), Split(samples, samples, []), VOCABULARY, progress))
-    assert wrapped == [range(3), range(3)]
-
-
-def test_the_model_is_the_one_configured(samples: list[Sample]) -> None:
-    result = next(train_epochs(config(dropout=0.35, height=48), Split(samples, samples, []), VOCABULARY))
-    assert (result.model.dropout.p, result.model.gru.dropout) == (0.35, 0.35)
-    assert result.model.conv.kernel_size == (3, 3)  # as high as the features of 48 rows
-    assert result.model.head.out_channels == VOCABULARY.classes
+    run(samples, recipe=Recipe(epoch_images=9), progress=progress)
+    assert wrapped == [range(3), range(3, 6)]
 
 
 # Going on from a trained model
@@ -186,26 +204,25 @@ def test_the_model_is_the_one_configured(samples: list[Sample]) -> None:
 
 def test_epoch_0_reads_as_the_model_did_that_the_training_goes_on_from(samples: list[Sample]) -> None:
     torch.manual_seed(3)
-    model = Crnn("compact", VOCABULARY.classes, 32)
+    model = Crnn("compact", VOCABULARY, 32)
     with torch.no_grad():
         model.train()(torch.rand(4, 3, 32, 64) * 255)  # its batch norms are no longer as they were made
-    start = Start({key: value.clone() for key, value in model.state_dict().items()}, VOCABULARY)
-    first = next(train_epochs(config(), Split(samples, samples, []), VOCABULARY, start=start))
-    expected = evaluate(torch_recognizer(model, VOCABULARY, 32), samples)
+    checkpoint = Checkpoint.of(model)
+    first = next(training(samples, model=checkpoint.model()))
+    expected = evaluate(torch_recognizer(model), samples)
     assert first.validation.loss == pytest.approx(expected.loss, rel=1e-5)
     assert first.validation.predictions == expected.predictions
     for key, value in first.model.state_dict().items():
-        assert torch.equal(value, start.weights[key]), key
+        assert torch.equal(value, checkpoint.weights[key]), key
 
 
 def test_a_start_that_no_epoch_comes_near_is_kept_and_not_waited_for(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "LANDING_PART", 6)
     scripted(monkeypatch, [(4, 9.0), *[(3, 5.0)] * 20])
     results = run(samples, epochs=12, patience=2)
-    assert [result.chosen for result in results] == [True, *[False] * 5]
-    # The loss fell below the start's once; then patience counts, and landing takes the sixth part of 12.
+    assert [result.kept for result in results] == [True, *[False] * 5]
+    # The loss fell below the start's once; then patience counts, and the rate falls over the sixth part of 12.
     assert results[-1].epoch == 5
 
 
@@ -228,10 +245,9 @@ class Step:
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     """Every step of the optimizers of a test's trainings, as they come."""
     noted: list[Step] = []
-    usual = training._optimizer
 
-    def watched(model: Crnn, learning_rate: float) -> torch.optim.Optimizer:
-        optimizer = usual(model, learning_rate)
+    def watched(model: Crnn, weight_decay: float) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(model, weight_decay)
         before: list[tuple[list[float], float]] = []
 
         def note_before(*_: object) -> None:
@@ -245,18 +261,16 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
         optimizer.register_step_post_hook(note_after)
         return optimizer
 
-    monkeypatch.setattr(training, "_optimizer", watched)
+    monkeypatch.setattr(loop, "make_optimizer", watched)
     return noted
 
 
 def test_the_learning_rate_rises_in_a_straight_line_is_level_and_falls_to_nothing(
     samples: list[Sample], steps: list[Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "LANDING_PART", 2)
-    monkeypatch.setattr(training, "WARM_UP_STEPS", 4)
-    monkeypatch.setattr(training, "EPOCH_IMAGES", 32)
     scripted(monkeypatch, [(0, 9.0)] * 5)
-    results = run(samples, epochs=4, learning_rate=0.016)
+    recipe = Recipe(epoch_images=32, warm_up_steps=4, decay_part=2)
+    results = run(samples, epochs=4, learning_rate=0.016, recipe=recipe)
     rising, level, falling = [0.004, 0.008, 0.012], [0.016] * 14, [0.001 * left for left in range(15, 0, -1)]
     assert [step.rates[0] for step in steps] == pytest.approx([*rising, *level, *falling])
     assert all(step.rates == step.rates[:1] * 2 for step in steps)
@@ -267,16 +281,12 @@ def test_a_short_training_warms_up_over_a_tenth_of_it(
     samples: list[Sample], steps: list[Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted(monkeypatch, [(0, 9.0)] * 2)
-    monkeypatch.setattr(training, "EPOCH_IMAGES", 40)
-    run(samples, epochs=1, learning_rate=0.01)
+    run(samples, epochs=1, learning_rate=0.01, recipe=Recipe(epoch_images=40))
     assert [step.rates[0] for step in steps] == pytest.approx([0.005, *[0.01 * left / 10 for left in range(9, 0, -1)]])
 
 
-def test_no_step_goes_by_a_longer_gradient_than_allowed(
-    samples: list[Sample], steps: list[Step], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training, "GRADIENT_NORM", 0.125)
-    run(samples, epochs=1)
+def test_no_step_goes_by_a_longer_gradient_than_allowed(samples: list[Sample], steps: list[Step]) -> None:
+    run(samples, epochs=1, recipe=Recipe(epoch_images=1, gradient_norm=0.125))
     assert [step.gradient for step in steps] == pytest.approx([0.125], rel=1e-3)  # it would be longer, untrained
 
 
@@ -291,61 +301,53 @@ def test_each_step_goes_by_its_own_batch_and_the_loss_of_an_epoch_is_the_mean_of
         losses.append(loss.item())
         return loss
 
-    monkeypatch.setattr(training, "ctc_loss", fade)
-    monkeypatch.setattr(training, "EPOCH_IMAGES", 12)
-    result = run(samples, epochs=1)[-1]
+    monkeypatch.setattr(loop, "ctc_loss", fade)
+    result = run(samples, epochs=1, recipe=Recipe(epoch_images=12))[-1]
     assert [step.gradient > 0 for step in steps] == [True, False, False]
     assert losses[0] > 0
     assert result.train_loss == pytest.approx(losses[0] / 3)
 
 
 def test_the_moving_average_of_the_weights_is_what_is_read_with_and_given_out(
-    samples: list[Sample], steps: list[Step], monkeypatch: pytest.MonkeyPatch
+    samples: list[Sample], steps: list[Step]
 ) -> None:
-    monkeypatch.setattr(training, "AVERAGE_DECAY", 0.75)
-    monkeypatch.setattr(training, "EPOCH_IMAGES", 12)
-    result = run(samples, epochs=1, learning_rate=0.01)[-1]
+    result = run(samples, epochs=1, learning_rate=0.01, recipe=Recipe(epoch_images=12, average_decay=0.75))[-1]
     first, second, third = (step.weights for step in steps)
     assert not torch.equal(first[0], third[0])
     for average, a, b, c in zip(result.model.parameters(), first, second, third, strict=True):
         torch.testing.assert_close(average, 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c)
-    readings = torch_recognizer(result.model, VOCABULARY, 32).read([sample.image for sample in samples])
+    readings = torch_recognizer(result.model).read([sample.image for sample in samples])
     assert readings == result.validation.readings
 
 
-def test_the_augmentation_grows_to_its_full_strength_and_follows_the_seed_as_the_order_does(
+def test_the_augmentation_grows_to_its_full_strength_and_each_steps_follows_from_seed_and_step(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strengths: list[float] = []
     seeds: list[int] = []
-    batches = training.shuffled_batches
 
-    def note(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    def note(images: Tensor, strength: float, generator: torch.Generator, full: Augmentation) -> Tensor:
         strengths.append(strength)
         seeds.append(generator.initial_seed())
+        assert full == ONCE.augmentation
         return images.float()
 
-    def note_order(samples: Sequence[Sample], size: int, generator: torch.Generator) -> Iterator[list[Sample]]:
-        seeds.append(generator.initial_seed())
-        return batches(samples, size, generator)
-
-    monkeypatch.setattr(training, "augment", note)
-    monkeypatch.setattr(training, "shuffled_batches", note_order)
-    monkeypatch.setattr(training, "AUGMENTATION_RAMP", 0.5)
-    monkeypatch.setattr(training, "EPOCH_IMAGES", 32)
-    run(samples, epochs=1, seed=7)
-    assert strengths == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
-    assert set(seeds) == {7}
+    monkeypatch.setattr(loop, "augment", note)
+    recipe = Recipe(epoch_images=32, augmentation_ramp=0.5)
+    for seed in (7, 7, 8):
+        run(samples, epochs=1, seed=seed, recipe=recipe)
+    assert strengths[:8] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
+    assert seeds[:8] == seeds[8:16]
+    assert len(set(seeds)) == 16
 
 
 def test_matrices_and_kernels_decay_and_biases_and_norms_do_not() -> None:
-    model = Crnn("compact", 11, 32)
-    groups = training._optimizer(model, 0.01).param_groups
+    model = Crnn("compact", VOCABULARY, 32)
+    groups = make_optimizer(model, 0.25).param_groups
     decays = {p: group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decays) == len(list(model.parameters()))
     for name, p in model.named_parameters():
-        assert decays[p] == (0.0 if p.ndim == 1 else training.WEIGHT_DECAY), name
-    assert training.WEIGHT_DECAY > 0
+        assert decays[p] == (0.0 if p.ndim == 1 else 0.25), name
 
 
 # When it ends
@@ -360,18 +362,16 @@ def scripted(monkeypatch: pytest.MonkeyPatch, figures: Sequence[tuple[int, float
         texts = [sample.text if i < right else "" for i, sample in enumerate(samples)]
         return Evaluation(samples, [Reading(text, 0.5, []) for text in texts], loss)
 
-    monkeypatch.setattr(training, "evaluate", stand_in)
+    monkeypatch.setattr(loop, "evaluate", stand_in)
 
 
-def test_the_learning_rate_lands_once_validation_has_stood_still_for_as_many_epochs_as_patience_says(
+def test_the_learning_rate_falls_once_validation_has_stood_still_for_as_many_epochs_as_patience_says(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Nothing read yet for longer than patience; then a lower loss alone; then neither more matches nor a lower loss.
-    monkeypatch.setattr(training, "LANDING_PART", 6)
-    monkeypatch.setattr(training, "WARM_UP_STEPS", 1)
     scripted(monkeypatch, [(0, 9.0), *[(0, 9.5)] * 4, (1, 8.0), (1, 7.0), (0, 7.5), *[(1, 7.0)] * 20])
-    results = run(samples, epochs=14, patience=3)
-    assert results[-1].epoch == 11  # patience is over after epoch 9, landing takes the sixth part of 14
+    results = run(samples, epochs=14, patience=3, recipe=Recipe(epoch_images=1, warm_up_steps=1))
+    assert results[-1].epoch == 11  # patience is over after epoch 9, the rate falls over the sixth part of 14
     assert results[-1].learning_rate == results[-2].learning_rate / 2
 
 
@@ -382,37 +382,115 @@ def test_a_loss_that_still_falls_is_not_waited_for_once_all_is_read(
     assert run(samples, epochs=12, patience=2)[-1].epoch == 5
 
 
-def test_the_learning_rate_lands_over_the_last_epochs(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "LANDING_PART", 2)
-    monkeypatch.setattr(training, "WARM_UP_STEPS", 1)
-    rates = [result.learning_rate for result in run(samples, epochs=8, learning_rate=0.01)]
+def test_the_learning_rate_falls_over_the_last_epochs(samples: list[Sample]) -> None:
+    recipe = Recipe(epoch_images=1, warm_up_steps=1, decay_part=2)
+    rates = [result.learning_rate for result in run(samples, epochs=8, learning_rate=0.01, recipe=recipe)]
     assert rates[1:] == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.01, 0.0075, 0.005, 0.0025])
 
 
-def test_an_epoch_is_chosen_unless_it_is_more_than_chance_worse_than_the_best_one(
+def test_an_epoch_is_kept_unless_it_is_more_than_chance_worse_than_the_best_one(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of 100 images: 90 have a standard error of sqrt(0.9 * 0.1 / 100), three images. The loss does not matter.
     right = [0, 90, 87, 86, 87, 91, 87, 89]
     scripted(monkeypatch, [(count, 20.0 + count) for count in right])
-    split = Split(samples, (samples * 100)[:100], [])
-    results = list(train_epochs(config(epochs=7, patience=15), split, VOCABULARY))
-    assert [result.chosen for result in results] == [True, True, True, False, True, True, False, True]
+    results = run(samples, validation=(samples * 100)[:100], epochs=7, patience=15)
+    assert [result.kept for result in results] == [True, True, True, False, True, True, False, True]
 
 
 def test_only_an_epoch_that_reads_all_takes_the_place_of_one_that_did(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted(monkeypatch, [(0, 9.0), (4, 8.0), (3, 1.0), (4, 9.0)])
-    assert [result.chosen for result in run(samples, epochs=3)] == [True, True, False, True]
+    assert [result.kept for result in run(samples, epochs=3)] == [True, True, False, True]
 
 
 def test_a_loss_that_is_no_number_ends_the_training_in_one_line(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "augment", lambda images, strength, generator: images.float() * math.nan)
+    monkeypatch.setattr(loop, "augment", lambda images, *_: images.float() * math.nan)
     with pytest.raises(TrainingError, match=r"^the loss became nan in epoch 1: [^\n]*lower learning rate than 0.01$"):
         run(samples, learning_rate=0.01)
+
+
+# Saved and loaded
+
+JOB = """
+import math, sys
+import numpy as np
+import torch
+from captcha.data.folders import read_samples
+from captcha.data.samples import split
+from captcha.data.sources import parse_style
+from captcha.reading.vocabulary import Vocabulary
+from captcha.training import batches
+from captcha.training.loop import TrainingState, train_epochs
+from captcha.training.model import Crnn
+from captcha.training.recipe import Recipe
+from captcha.training.schedule import Schedule
+
+folder, at, load, save = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "load", sys.argv[4]
+torch.set_num_threads(1)
+batches.WORKERS = 0  # what the batches hold does not depend on it, and a process takes seconds
+
+class Broken(Exception):
+    pass
+
+for kind in ("folder", "drawn", "half"):
+    torch.manual_seed(99 if load else 1)  # other weights, which loading must replace
+    vocabulary = Vocabulary("".join(sorted(set("0123456789abcdefgmnpwxy"))))
+    recipe = Recipe(epoch_images=12)
+    state = TrainingState(Crnn("compact", vocabulary, 32, 0.1).to(memory_format=torch.channels_last), recipe)
+    if load:
+        state.load_state_dict(torch.load(f"{save}.{kind}.part", weights_only=True))
+    parts = split(read_samples(folder, 32)[0], 0)
+    drawn = None if kind == "folder" else parse_style("kaptcha").samples(32, 5)
+    row = batches.Batches([] if kind == "drawn" else parts.train, drawn, 4, seed=5)
+
+    def progress(steps):
+        for step in steps:
+            if step == at and not load:
+                torch.save(state.state_dict(), f"{save}.{kind}.part")
+                raise Broken
+            yield step
+
+    try:
+        results = list(train_epochs(state, row, parts.validation, Schedule(3, 3, 0.01, 10, recipe), progress))
+    except Broken:
+        continue
+    torch.save(state.state_dict() | {"last_loss": results[-1].train_loss}, f"{save}.{kind}")
+"""
+
+
+def every_tensor(state: Any, path: str = "") -> dict[str, Any]:
+    """Each tensor and number in a saved state, by where it stands."""
+    if isinstance(state, dict):
+        parts = [every_tensor(value, f"{path}/{key}") for key, value in state.items()]
+    elif isinstance(state, list | tuple):
+        parts = [every_tensor(value, f"{path}/{i}") for i, value in enumerate(state)]
+    else:
+        return {path: state}
+    return {key: value for part in parts for key, value in part.items()}
+
+
+@pytest.mark.parametrize("at", [4])  # in the middle of the second of three epochs of three steps
+def test_a_training_saved_and_loaded_in_a_new_process_goes_on_to_the_bit(
+    at: int, tmp_path: Path, draw_digits: Callable[[Path, int], Path]
+) -> None:
+    folder = draw_digits(tmp_path / "digits", 60)
+    for arguments in (["-1", "new", "whole"], [str(at), "new", "parts"], [str(at), "load", "parts"]):
+        command = [sys.executable, "-c", JOB, str(folder), *arguments[:2], str(tmp_path / arguments[2])]
+        subprocess.run(command, check=True, timeout=300)
+    for kind in ("folder", "drawn", "half"):
+        whole, parts = (
+            every_tensor(torch.load(tmp_path / f"{name}.{kind}", weights_only=True)) for name in ("whole", "parts")
+        )
+        assert whole.keys() == parts.keys()
+        assert len(whole) > 200
+        for key, value in whole.items():
+            same = torch.equal(value, parts[key]) if isinstance(value, Tensor) else value == parts[key]
+            assert same, (kind, key)
+        assert whole["/step"] == 9
 
 
 # The diagnosis

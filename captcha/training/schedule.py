@@ -1,0 +1,76 @@
+"""How long a training lasts, its rate at each step, which epoch it keeps: functions of numbers alone."""
+
+from dataclasses import dataclass
+
+from captcha.evaluation.metrics import wilson_interval
+from captcha.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The course of a training as planned; steps count from 0, epochs from 1.
+
+    The learning rate rises in a straight line over the warm-up, is level, and falls to zero over the last
+    `decay_epochs`, whichever these turn out to be: a training ends early where validation stands still.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    learning_rate: float
+    patience: int
+    recipe: Recipe
+
+    @property
+    def decay_epochs(self) -> int:
+        """Epochs over which the rate falls."""
+        return max(1, self.epochs // self.recipe.decay_part)
+
+    def rate(self, step: int, last_epoch: int) -> float:
+        """Return the learning rate of a step, in a training that ends with `last_epoch`."""
+        warm_up = min(self.recipe.warm_up_steps, self.epochs * self.steps_per_epoch // 10 + 1)
+        steps_left = last_epoch * self.steps_per_epoch - step
+        return self.learning_rate * min(
+            1, (step + 1) / warm_up, steps_left / (self.decay_epochs * self.steps_per_epoch)
+        )
+
+    def augmentation_strength(self, step: int) -> float:
+        """Return how strong a step's augmentation is, from 0 to 1."""
+        return min(1.0, step / (self.recipe.augmentation_ramp * self.epochs * self.steps_per_epoch))
+
+    def keeps(self, match: float, highest_match: float, count: int) -> bool:
+        """Tell whether an epoch's model takes the place of the one kept, by exact match on `count` images.
+
+        The latest epoch does that is as good as the best one, chance apart: it has learned longer, at a lower rate at
+        last. The best of many by some dozens of images is the luckiest, too.
+        """
+        return match >= wilson_interval(round(highest_match * count), count, self.recipe.keep_confidence)[0]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a training stands after an epoch, by its validation results; epoch 0 is the model before training."""
+
+    epoch: int
+    last_epoch: int
+    highest_match: float
+    lowest_loss: float
+    waited: int = 0
+    """Epochs since validation was last better."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether no epoch is left."""
+        return self.epoch >= self.last_epoch
+
+    def after_epoch(self, match: float, loss: float, schedule: Schedule) -> "Standing":
+        """Return where it stands after one epoch more.
+
+        Better are more exact matches, or a loss lower than ever while some are missing; nothing read yet is no
+        standstill either. After `patience` epochs that are not better, the rate's fall begins.
+        """
+        better = match > self.highest_match or (loss < self.lowest_loss and match < 1) or not self.highest_match
+        waited = 0 if better else self.waited + 1
+        epoch, last_epoch = self.epoch + 1, self.last_epoch
+        if waited >= schedule.patience:
+            last_epoch = min(last_epoch, epoch + schedule.decay_epochs)
+        return Standing(epoch, last_epoch, max(self.highest_match, match), min(self.lowest_loss, loss), waited)

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from captcha.data.samples import DataError, Sample
+from captcha.data.sources import Drawn, DrawnSamples, Folder, parse_folder, parse_source
+from captcha.drawing.fonts import default_fonts
+from captcha.drawing.rendering import draw
+from captcha.drawing.styles import Style, StyleError, load_style
+
+OUTLINED = load_style("outlined")
+FEW = Style(texts=("one", "two", "six", "ten"))
+FONTS = default_fonts()
+
+
+def samples(style: Style = OUTLINED, height: int = 32, seed: int = 0, without: tuple[str, ...] = ()) -> DrawnSamples:
+    return DrawnSamples(style, FONTS, height, seed, frozenset(without))
+
+
+def identities(batch: list[Sample]) -> list[tuple[str, str, str]]:
+    return [(sample.name, sample.text, sample.digest) for sample in batch]
+
+
+def test_what_is_written_is_a_folder_or_a_style(captcha_folder: Path, tmp_path: Path) -> None:
+    folder = parse_source(str(captcha_folder))
+    assert folder == Folder(str(captcha_folder))
+    assert (folder.short_name, folder.written) == ("captchas", str(captcha_folder))
+    style = parse_source("draw:outlined")
+    assert style == Drawn("outlined", OUTLINED)
+    assert (style.short_name, style.written) == ("draw:outlined", "draw:outlined")
+    for missing, line in ((tmp_path / "draw:me", "no such folder"), (captcha_folder / "000.png", "not a folder")):
+        with pytest.raises(DataError, match=f"^{line}: {missing}$"):
+            parse_source(str(missing))
+    with pytest.raises(StyleError, match="did you mean 'kaptcha'"):
+        parse_source("draw:captcha")
+    with pytest.raises(DataError, match=r"no such folder: .*draw:kaptcha"):
+        parse_folder("draw:kaptcha")
+
+
+def test_samples_are_the_drawn_images_resized_to_the_models_height() -> None:
+    drawn = draw(OUTLINED, 4, seed=3, fonts=FONTS)
+    same_height = samples(height=OUTLINED.height, seed=3)
+    for i, (text, image) in enumerate(drawn):
+        assert same_height[i].text == text
+        assert (same_height[i].image == image).all()
+    assert samples(height=32)[0].image.shape == (32, OUTLINED.width * 32 // OUTLINED.height, 3)
+
+
+def test_one_seed_gives_the_same_samples_and_another_seed_others() -> None:
+    first, same, other = (identities([samples(seed=seed)[i] for i in range(5)]) for seed in (0, 0, 1))
+    assert first == same
+    assert not set(first) & set(other)
+
+
+def test_texts_held_back_are_never_drawn_and_the_others_as_before() -> None:
+    free, barred = samples(FEW), samples(FEW, without=("one", "ten"))
+    texts = [barred[i].text for i in range(40)]
+    assert set(texts) == {"two", "six"}
+    for i in range(40):
+        if free[i].text not in ("one", "ten"):
+            assert free[i].digest == barred[i].digest

@@ -1,0 +1,123 @@
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import mlflow
+import numpy as np
+import onnx.parser
+import pytest
+from mlflow import MlflowClient
+
+from captcha.reading.recognizer import save_recognizer
+from captcha.reading.vocabulary import Vocabulary
+from captcha.tracking.models import WEIGHTS_FILE, WEIGHTS_FOLDER, load_parent, load_recognizer, log_model
+from captcha.tracking.registry import register
+from captcha.tracking.runs import RegistryError, tracked_run
+
+Trained = Callable[..., str]
+# Reads nothing, whatever the image: log_probs (1, N, 2), the blank certain.
+BLANK = """
+<ir_version: 10, opset_import: ["": 18]>
+blank (uint8[N, 3, H, W] images) => (float[1, N, C] log_probs)
+<float[2] frame = {-0.01, -4.6}>
+{
+    shape = Shape(images)
+    one = Constant<value_ints = [1]>()
+    zero = Constant<value_ints = [0]>()
+    count = Slice(shape, zero, one)
+    two = Constant<value_ints = [2]>()
+    wanted = Concat<axis = 0>(one, count, two)
+    log_probs = Expand(frame, wanted)
+}
+"""
+EXAMPLE = cv2.imencode(".png", np.zeros((16, 32, 3), np.uint8))[1].tobytes()
+
+
+@pytest.mark.parametrize("uri", ["models:/nobody@champion", "models:/nobody/1", "models:/m-0123", "runs:/0123/model"])
+def test_an_unknown_model_is_one_line(uri: str) -> None:
+    with pytest.raises(RegistryError, match=rf"^{uri}: [^\n]*; train one first, or name another$"):
+        load_recognizer(uri)
+
+
+def test_the_registered_recognizer_is_the_one_that_was_logged(tmp_path: Path) -> None:
+    save_recognizer(tmp_path / "recognizer", onnx.parser.parse_model(BLANK).SerializeToString(), Vocabulary("a"), 16)
+    with tracked_run("a training") as run:
+        mlflow.log_params(
+            {"backbone": "compact", "data": "folder", "vocabulary_used": "abc", "seed": "0", "test_digest": "d1"}
+        )
+        mlflow.log_metrics({f"test/{key}": 1.0 for key in ("exact_match", "exact_match_low", "exact_match_high")})
+        mlflow.log_metrics({"test/cer": 0.0, "test/n": 1})
+        mlflow.set_tag("sha256.model.onnx", "0123")
+        paths = list(sys.path)
+        info = log_model(tmp_path / "recognizer", EXAMPLE)
+        assert sys.path == paths  # MLflow tries the model out, and would leave its copy of this package on the path
+    register(run.info.run_id, "logged")
+    for uri in ("models:/logged@champion", "models:/logged/1", f"runs:/{run.info.run_id}", info.model_uri):
+        recognizer = load_recognizer(uri)
+        assert (recognizer.vocabulary.characters, recognizer.height) == ("a", 16)
+        assert [reading.text for reading in recognizer.read([np.zeros((20, 50, 3), np.uint8)])] == [""]
+
+
+# What another training goes on from
+
+
+@pytest.fixture
+def weighty(tmp_path: Path, trained_run: Trained) -> str:
+    """The id of a run with weights, registered under `weighty`."""
+    run_id = trained_run(0.9)
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"some weights")
+    with mlflow.start_run(run_id):
+        mlflow.log_artifact(str(tmp_path / WEIGHTS_FILE), WEIGHTS_FOLDER)
+        mlflow.set_tag(f"sha256.{WEIGHTS_FILE}", hashlib.sha256(b"some weights").hexdigest())
+        mlflow.log_params({"height": 32, "test_data": "none"})
+    register(run_id, "weighty")
+    return run_id
+
+
+def test_a_trained_model_is_found_by_alias_version_and_run(weighty: str) -> None:
+    number = register(weighty, "weighty")[1]
+    MlflowClient().set_registered_model_alias("weighty", "newest", str(number))
+    exact = f"models:/weighty/{number}"
+    for uri, resolved in {
+        "models:/weighty@newest": exact,
+        exact: exact,
+        f"runs:/{weighty}": f"runs:/{weighty}",
+    }.items():
+        found = load_parent(uri)
+        assert (found.uri, found.run_id, found.weights) == (resolved, weighty, b"some weights")
+        assert found.meaning == {"backbone": "compact", "height": "32", "vocabulary": "abc"}
+        assert (found.data, found.test_data, found.seed) == ("folder", "none", 0)
+
+
+@pytest.mark.parametrize("uri", ["models:/nobody@champion", "models:/nobody/1", "runs:/0123456789abcdef"])
+def test_a_trained_model_that_is_not_there_is_one_line(uri: str) -> None:
+    with pytest.raises(RegistryError, match=rf"^{uri}: [^\n]*; train one first, or name another$"):
+        load_parent(uri)
+
+
+@pytest.mark.parametrize("uri", ["captcha-crnn", "models:/weighty", "models:/weighty/newest", "/tmp/model", "runs:/"])
+def test_what_names_no_trained_model_is_told_how_to(uri: str) -> None:
+    with pytest.raises(RegistryError, match=rf"^'{uri}' names no model: use models:/NAME@ALIAS, [^\n]*$"):
+        load_parent(uri)
+
+
+def test_a_run_without_weights_and_a_file_that_has_changed_are_one_line(
+    weighty: str, tmp_path: Path, trained_run: Trained
+) -> None:
+    bare = trained_run(0.9)
+    with pytest.raises(RegistryError, match=rf"^runs:/{bare}: run {bare} has no weights/model.safetensors [^\n]*$"):
+        load_parent(f"runs:/{bare}")
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"some weightz")
+    MlflowClient().log_artifact(weighty, str(tmp_path / WEIGHTS_FILE), WEIGHTS_FOLDER)
+    with pytest.raises(RegistryError, match=rf"^runs:/{weighty}: weights/model.safetensors of run .* is damaged: "):
+        load_parent(f"runs:/{weighty}")
+
+
+def test_a_run_that_is_no_training_cannot_be_gone_on_from(tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"some weights")
+    with tracked_run("something else") as run:
+        mlflow.log_artifact(str(tmp_path / WEIGHTS_FILE), WEIGHTS_FOLDER)
+    with pytest.raises(RegistryError, match=r"^runs:/\w+: run \w+ is no training, it has no param 'backbone'; [^\n]*$"):
+        load_parent(f"runs:/{run.info.run_id}")

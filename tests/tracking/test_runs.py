@@ -1,0 +1,141 @@
+import sqlite3
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from captcha.tracking import runs as module
+from captcha.tracking.runs import connect, tracked_run
+
+
+def status(run: Run) -> str:
+    return str(MlflowClient().get_run(run.info.run_id).info.status)
+
+
+# Where runs are tracked
+
+
+def test_without_a_tracking_uri_runs_go_to_the_projects_own_database(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setattr(module, "project_root", lambda: tmp_path)
+    connect()
+    assert mlflow.get_tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_database_that_another_training_has_just_made_is_left_as_it_is(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(b"the other's")
+    module._make_database(database)
+    assert database.read_bytes() == b"the other's"
+    assert list(tmp_path.iterdir()) == [database]
+
+
+def test_a_tracking_uri_that_a_person_has_set_is_obeyed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(module, "project_root", lambda: tmp_path)
+    connect()
+    assert mlflow.get_tracking_uri() == "http://127.0.0.1:9"
+
+
+def test_a_new_experiment_in_the_projects_database_keeps_its_artifacts_in_mlruns(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "project_root", lambda: place)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "in our own")
+    with tracked_run("a run"):
+        mlflow.log_text("hello", "note.txt")
+    assert [path.read_text() for path in (place / "mlruns" / "in our own").rglob("note.txt")] == ["hello"]
+
+
+# Runs
+
+
+def test_a_run_that_ends_is_finished_with_its_name_in_the_experiment_captcha() -> None:
+    with tracked_run("a name") as run:
+        assert status(run) == "RUNNING"
+    assert status(run) == "FINISHED"
+    assert run.info.run_name == "a name"
+    assert MlflowClient().get_experiment(run.info.experiment_id).name == "captcha"
+    assert mlflow.active_run() is None
+
+
+def test_another_experiment_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another one")
+    with tracked_run("a run") as run:
+        pass
+    assert MlflowClient().get_experiment(run.info.experiment_id).name == "another one"
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (ValueError("a fault"), "FAILED"),
+        (MemoryError(), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(143), "KILLED"),  # what the CLI makes of SIGTERM
+    ],
+    ids=["fault", "memory", "Ctrl-C", "SIGTERM"],
+)
+def test_a_run_that_is_broken_off_is_failed_or_killed(error: BaseException, ending: str) -> None:
+    with pytest.raises(type(error)), tracked_run("a run") as run:
+        raise error
+    assert status(run) == ending
+    assert mlflow.active_run() is None
+
+
+def test_a_nested_run_ends_with_its_own_and_takes_the_one_above_with_it_where_it_is_broken_off() -> None:
+    with tracked_run("above") as above:
+        with tracked_run("first", nested=True) as first:
+            assert status(above) == status(first) == "RUNNING"
+        assert (status(above), status(first)) == ("RUNNING", "FINISHED")
+        with pytest.raises(ValueError, match="a fault"), tracked_run("second", nested=True) as second:
+            raise ValueError("a fault")
+        assert (status(above), status(second)) == ("RUNNING", "FAILED")
+    assert status(above) == "FINISHED"
+    assert second.data.tags["mlflow.parentRunId"] == above.info.run_id
+    with pytest.raises(SystemExit), tracked_run("above") as above, tracked_run("nested", nested=True) as nested:
+        raise SystemExit(143)
+    assert status(above) == status(nested) == "KILLED"
+
+
+@pytest.fixture
+def parent_run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """What `mlflow run` leaves its child: a run in the default experiment, named by the environment."""
+    run = MlflowClient().create_run("0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    return run
+
+
+def test_the_run_of_mlflow_run_is_gone_on_with(parent_run: Run) -> None:
+    with tracked_run("a name") as run:
+        mlflow.log_param("epochs", 3)
+    assert run.info.run_id == parent_run.info.run_id
+    after = MlflowClient().get_run(run.info.run_id)
+    assert after.data.params == {"epochs": "3"}
+    assert after.info.status == "FINISHED"
+    assert after.info.run_name == "a name"
+
+
+def test_a_run_whose_artifacts_nobody_can_write_is_left_for_one_of_our_own(place: Path, parent_run: Run) -> None:
+    # As where `mlflow ui` has made the database. MLflow's client makes no such run, so its row is changed.
+    with sqlite3.connect(place / "mlflow.db") as database:
+        database.execute(
+            "UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?",
+            (f"mlflow-artifacts:/0/{parent_run.info.run_id}/artifacts", parent_run.info.run_id),
+        )
+    database.close()
+
+    with tracked_run("a name") as run:
+        mlflow.log_text("hello", "note.txt")
+
+    assert run.info.run_id != parent_run.info.run_id
+    assert MlflowClient().get_experiment(run.info.experiment_id).name == "captcha"
+    assert status(run) == "FINISHED"
+    tags = MlflowClient().get_run(parent_run.info.run_id).data.tags
+    assert "stands in the experiment `captcha`" in tags["mlflow.note.content"]
