@@ -5,6 +5,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from tqdm import tqdm
 
@@ -156,43 +157,72 @@ class DrawnSamples:
         return Sample(f"{index:06}.png", text, resize_to_height(image, self.height), pixel_digest(image))
 
 
-def read_split(
-    data: Source,
-    validation: Source | None,
-    test: Source | None,
-    height: int,
-    vocabulary: Vocabulary | None,
-    seed: int,
-    memory: ImageMemory,
-) -> Split:
-    """Return the samples of the data in their three parts.
+@dataclass(frozen=True)
+class Sources:
+    """Where a training's images come from; `drawn` is the style whose images are half of every batch."""
 
-    A source of its own for validation or test takes the place of the part that would have been split off, which is
-    trained on.
+    data: Source
+    validation: Source | None = None
+    test: Source | None = None
+    drawn: Drawn | None = None
 
-    Raises:
-        DataError: the data has problems that stand in the way of training; all of them are logged first.
-        StyleError, FontError: the style cannot be drawn, or draws what is outside the vocabulary.
-    """
+    @classmethod
+    def parse(cls, data: str, validation: str | None, test: str | None, drawn: str | None) -> Self:
+        """Return the sources that a person has written.
 
-    def samples_of(source: Source) -> list[Sample]:
-        if isinstance(source, Folder):
-            return source.samples(height, vocabulary, memory)
-        drawn = source.samples(height, seed, vocabulary=vocabulary)
-        return [drawn[i] for i in range(DRAWN_IMAGES)]
+        Raises:
+            DataError: there is no such folder, or images are to be drawn beside drawn ones.
+            StyleError: there is no such style.
+        """
+        parsed = parse_source(data)
+        if drawn and isinstance(parsed, Drawn):
+            raise DataError(f"--drawn {drawn} is drawn beside a folder's images: {data} has drawn ones alone")
+        fixed = [parse_source(written) if written else None for written in (validation, test)]
+        return cls(parsed, fixed[0], fixed[1], parse_style(drawn) if drawn else None)
 
-    samples = samples_of(data)
-    fixed_validation, fixed_test = (samples_of(source) if source else None for source in (validation, test))
-    if fixed_validation is None and fixed_test is None:
-        return split(samples, seed)
-    parts = Split(samples, [], []) if fixed_validation and fixed_test else split(samples, seed)
-    whole = Split(
-        parts.train + (parts.validation if fixed_validation else []) + (parts.test if fixed_test else []),
-        fixed_validation or parts.validation,
-        fixed_test or parts.test,
-    )
-    refuse(leaks(whole.train, [*whole.validation, *whole.test]))
-    return whole
+    def by_side(self) -> dict[str, Source]:
+        """Return where each side of the split comes from."""
+        return {"train": self.data, "validation": self.validation or self.data, "test": self.test or self.data}
+
+    def split(self, height: int, vocabulary: Vocabulary | None, seed: int, memory: ImageMemory) -> Split:
+        """Return the samples in their three parts, resized to the height.
+
+        A source of its own for validation or test takes the place of the part that would have been split off, which
+        is trained on.
+
+        Raises:
+            DataError: the data has problems that stand in the way of training; all of them are logged first.
+            StyleError, FontError: the style cannot be drawn, or draws what is outside the vocabulary.
+        """
+
+        def samples_of(source: Source) -> list[Sample]:
+            if isinstance(source, Folder):
+                return source.samples(height, vocabulary, memory)
+            drawn = source.samples(height, seed, vocabulary=vocabulary)
+            return [drawn[i] for i in range(DRAWN_IMAGES)]
+
+        samples = samples_of(self.data)
+        validation, test = (samples_of(source) if source else [] for source in (self.validation, self.test))
+        if not validation and not test:
+            return split(samples, seed)
+        parts = Split(samples, [], []) if validation and test else split(samples, seed)
+        whole = Split(
+            parts.train + (parts.validation if validation else []) + (parts.test if test else []),
+            validation or parts.validation,
+            test or parts.test,
+        )
+        refuse(leaks(whole.train, [*whole.validation, *whole.test]))
+        return whole
+
+    def drawn_samples(self, height: int, seed: int, split: Split, vocabulary: Vocabulary) -> DrawnSamples | None:
+        """Return what is drawn to train on, None where nothing is; texts held back are not among it.
+
+        Raises:
+            StyleError, FontError: the style cannot be drawn, or draws what is outside the vocabulary.
+        """
+        style = self.data if isinstance(self.data, Drawn) else self.drawn
+        held_back = {sample.text for sample in [*split.validation, *split.test]}
+        return style.samples(height, seed, held_back, vocabulary) if style else None
 
 
 def refuse(problems: Sequence[Problem]) -> None:

@@ -15,11 +15,10 @@ import pandas as pd
 
 from captcha import CaptchaError
 from captcha.data.samples import ImageMemory, Sample, Split, unit_hash
-from captcha.data.sources import parse_folder, parse_style
+from captcha.data.sources import Sources, parse_folder, parse_style
 from captcha.evaluation.metrics import exact_match
 from captcha.evaluation.results import Evaluation
 from captcha.jobs import train as training
-from captcha.jobs.train import Sources
 from captcha.reading.recognizer import Reading
 from captcha.settings import AdaptSettings, TrainSettings
 from captcha.tracking.models import log_weights

@@ -13,8 +13,8 @@ import mlflow
 import torch
 from tqdm import tqdm
 
-from captcha.data.samples import DataError, ImageMemory, Sample, Split
-from captcha.data.sources import DRAWN_IMAGES, Drawn, Folder, Source, parse_source, parse_style, read_split
+from captcha.data.samples import ImageMemory, Sample, Split
+from captcha.data.sources import DRAWN_IMAGES, Drawn, Folder, Sources
 from captcha.evaluation.plots import learning_curves
 from captcha.evaluation.results import Evaluation, disagreement, evaluate
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
@@ -51,20 +51,6 @@ class TrainOutcome:
     """Path of an image to try the model on."""
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where a training's images come from; `drawn` is the style whose images are half of every batch."""
-
-    data: Source
-    validation: Source | None = None
-    test: Source | None = None
-    drawn: Drawn | None = None
-
-    def by_side(self) -> dict[str, Source]:
-        """Return where each side of the split comes from."""
-        return {"train": self.data, "validation": self.validation or self.data, "test": self.test or self.data}
-
-
 def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOutcome:
     """Train in one tracked run, register the model, and return what came of it.
 
@@ -86,19 +72,8 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
 
 
 def parse_sources(settings: TrainSettings) -> Sources:
-    """Return the sources that the settings name.
-
-    Raises:
-        DataError: there is no such folder, or images are to be drawn beside drawn ones.
-        StyleError: there is no such style.
-    """
-    data = parse_source(settings.data)
-    if settings.drawn and isinstance(data, Drawn):
-        raise DataError(
-            f"--drawn {settings.drawn} is drawn beside a folder's images: {settings.data} has drawn ones alone"
-        )
-    validation, test = (parse_source(each) if each else None for each in (settings.val_data, settings.test_data))
-    return Sources(data, validation, test, parse_style(settings.drawn) if settings.drawn else None)
+    """Return the sources that the settings name. Raises what `Sources.parse` raises."""
+    return Sources.parse(settings.data, settings.val_data, settings.test_data, settings.drawn)
 
 
 def parent_of(settings: TrainSettings) -> tuple[Parent, Checkpoint] | None:
@@ -134,11 +109,9 @@ def read_parent(uri: str) -> tuple[Parent, Checkpoint]:
 
 
 def split_of(settings: TrainSettings, sources: Sources) -> Split:
-    """Return the samples of the sources in their three parts. Raises what `read_split` raises."""
+    """Return the samples of the sources in their three parts. Raises what `Sources.split` raises."""
     vocabulary = Vocabulary(settings.vocabulary) if settings.vocabulary else None
-    memory = ImageMemory(settings.image_memory)
-    fixed = (sources.validation, sources.test)
-    return read_split(sources.data, *fixed, settings.height, vocabulary, settings.seed, memory)
+    return sources.split(settings.height, vocabulary, settings.seed, ImageMemory(settings.image_memory))
 
 
 def learn(
@@ -253,14 +226,10 @@ def schedule_of(
 def batches_of(sources: Sources, split: Split, size: int, seed: int, height: int, vocabulary: Vocabulary) -> Batches:
     """Return what a training learns from: a folder's images, drawn ones, or half of each.
 
-    Texts that are held back for validation and test are not drawn.
-
     Raises:
         StyleError, FontError: the style cannot be drawn, or draws what is outside the vocabulary.
     """
-    held_back = {sample.text for sample in [*split.validation, *split.test]}
-    style = sources.data if isinstance(sources.data, Drawn) else sources.drawn
-    drawn = style.samples(height, seed, held_back, vocabulary) if style else None
+    drawn = sources.drawn_samples(height, seed, split, vocabulary)
     if isinstance(sources.data, Drawn):
         return Batches([], drawn, size, seed, first_drawn=DRAWN_IMAGES)
     return Batches(split.train, drawn, size, seed)

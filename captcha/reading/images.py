@@ -286,12 +286,6 @@ def _webp(data: bytes) -> bytes:
     return data
 
 
-def _bmp(data: bytes) -> bytes:
-    if data[14:18] == b"\x0c\0\0\0":
-        raise ImageError("a BMP of OS/2 1.x is not read")
-    return data
-
-
 def _gif(data: bytes) -> bytes:
     _check_size(*struct.unpack_from("<HH", data, 6))  # Pillow makes a screen that is smaller than its frame larger
     return data
@@ -305,6 +299,6 @@ _READERS: dict[str, tuple[Callable[[bytes], bytes], Callable[[io.BytesIO], Image
     "PNG": (_png, _PngReader),
     "JPEG": (_jpeg, _JpegReader),
     "WebP": (_webp, WebPImageFile),
-    "BMP": (_bmp, BmpImageFile),
+    "BMP": (bytes, BmpImageFile),
     "GIF": (_gif, GifImageFile),
 }
