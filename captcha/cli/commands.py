@@ -76,7 +76,7 @@ def budget(*, as_json: Json = False, **settings: Any) -> None:
 
 
 def evaluate(data: DataArgument, model: Model = CHAMPION_URI, as_json: Json = False) -> None:
-    """Measure a registered model on a folder of labelled images."""
+    """Measure a trained model on a folder of labelled images."""
     LINES.on_stderr = as_json
     from captcha.jobs.evaluate import evaluate as job
 
@@ -96,7 +96,7 @@ def predict(
     beam_width: Annotated[int, typer.Option(min=1, help="texts that beam keeps at each frame")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Read images with a registered model.
+    """Read images with a trained model.
 
     Prints file, text and confidence (0 to 1), separated by tabs; ends with 1 where a file could not be read.
     """

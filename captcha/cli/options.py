@@ -8,20 +8,30 @@ from typing import Annotated
 
 import typer
 
+from captcha import CaptchaError
 from captcha.settings import NONE, Folder, Settings, written
 
 
-def existing(value: str) -> str:
-    """Return what a person wrote for images, or say what is wrong with it, with the absolute path looked at."""
+def existing_source(value: str) -> str:
+    """Return what a person wrote for images, a folder or draw:STYLE, or say what is wrong with it."""
     from captcha.data.sources import parse_source
 
-    if value == NONE:
-        return value
+    return value if value == NONE else _parsed(value, parse_source)
+
+
+def existing_folder(value: str) -> str:
+    """Return the folder that a person named, or say what is wrong with it, with the absolute path looked at."""
+    from captcha.data.sources import parse_folder
+
+    return _parsed(value, parse_folder)
+
+
+def _parsed(value: str, parse: Callable[[str], object]) -> str:
     if not value:
         raise typer.BadParameter("it is empty, name a folder")
     try:
-        parse_source(value)
-    except ValueError as error:
+        parse(value)
+    except CaptchaError as error:
         message = str(error)
         if "MLFLOW_RUN_ID" in os.environ and not Path(value).is_absolute():  # `mlflow run` hides where it was called
             message += " (under mlflow run a relative path starts at the project; give an absolute one)"
@@ -33,7 +43,7 @@ DataArgument = Annotated[
     str,
     typer.Argument(
         metavar="DIR",
-        callback=existing,
+        callback=existing_folder,
         help="folder of images named by their label (2b827.png), or with a labels.csv (file,label)",
     ),
 ]
@@ -58,12 +68,12 @@ def with_settings(settings: type[Settings]) -> Callable[[Callable[..., None]], C
         for name, field in settings.model_fields.items():
             names_images = any(isinstance(mark, Folder) for mark in field.metadata)
             if field.is_required():
-                option = typer.Argument(metavar="DIR", help=field.description, callback=existing)
+                option = typer.Argument(metavar="DIR", help=field.description, callback=existing_folder)
             else:
                 option = typer.Option(
                     written(field.default),
                     help=field.description,
-                    callback=existing if names_images else None,
+                    callback=existing_source if names_images else None,
                     # MLproject passes a value, not a flag; only for it, so help does not show the variable.
                     envvar=f"CAPTCHA_{name.upper()}" if field.annotation is bool else None,
                     show_envvar=False,

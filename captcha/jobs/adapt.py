@@ -113,7 +113,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
             [images.samples[i] for i in images.held_out],
             [images.labelled[i] for i in images.held_out] if settings.labelled else [],
         )
-        _log_run(settings.model_dump(), sources, split, checkpoint)
+        _log_run(settings.model_dump(), sources, split, checkpoint, recipe)
         training.log_parent(parent, checkpoint, checkpoint.vocabulary)
         logger.info(f"adapting {parent.uri} to {len(images.samples)} images, {len(images.held_out)} of them held out")
         before = Round(0, checkpoint, _read(checkpoint, images.samples))
@@ -215,7 +215,7 @@ def _train_round(
         [replace(images.samples[i], text=readings[i].text) for i in part] for part in (selected, images.held_out)
     )
     split = Split(learned, compared, [])
-    _log_run({**settings.model_dump(), "seed": seed}, sources, split, start)
+    _log_run({**settings.model_dump(), "seed": seed}, sources, split, start, recipe)
     schedule = training.schedule_of(
         split, settings.epochs, settings.batch_size, settings.learning_rate, settings.epochs, recipe
     )
@@ -231,10 +231,12 @@ def _train_round(
     return checkpoint
 
 
-def _log_run(settings: dict[str, object], sources: Sources, split: Split, checkpoint: Checkpoint) -> None:
+def _log_run(
+    settings: dict[str, object], sources: Sources, split: Split, checkpoint: Checkpoint, recipe: Recipe
+) -> None:
     """Log what a self-training is asked to do, and what another training needs to go on from it."""
     kind = {"backbone": checkpoint.backbone, "height": checkpoint.height, "test_data": None}
-    training.log_training({**settings, **kind}, sources, split, checkpoint.vocabulary, checkpoint.backbone)
+    training.log_training({**settings, **kind}, sources, split, checkpoint.vocabulary, checkpoint.backbone, recipe)
 
 
 def _log_round(settings: AdaptSettings, latest: Round, previous: Round | None, images: _Images) -> None:

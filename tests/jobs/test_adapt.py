@@ -149,6 +149,7 @@ def test_it_ends_with_the_first_round_that_gains_no_more_images_and_keeps_the_on
         ("round 1", "FINISHED"),
         ("round 2", "FINISHED"),
     ]
+    assert {run.data.params["recipe.epoch_images"] for run in rounds} == {"1"}
     assert [run.data.params["seed"] for run in rounds] == ["1", "2"]  # other changes of the images each round
     assert history(outcome.run_id, "adapt/confident") == [30, 50, 50]
     assert history(outcome.run_id, "adapt/changed") == [0, 0]

@@ -140,7 +140,7 @@ def test_a_training_ends_finished_and_registered(trained: Trained) -> None:
     assert mlflow.active_run() is None
 
 
-def test_the_settings_and_what_follows_from_them_are_params(trained: Trained, folder: Path) -> None:
+def test_the_settings_and_what_follows_from_them_are_params(trained: Trained, folder: Path, quick: Recipe) -> None:
     params = trained.run.data.params
     for name, value in trained.settings.model_dump().items():
         assert params[name] == ("none" if value is None else str(value)), name
@@ -152,6 +152,9 @@ def test_the_settings_and_what_follows_from_them_are_params(trained: Trained, fo
         assert params[f"{side}_digest"] == digest(members)
     assert params["split_digest"] == parts.digest
     assert params["vocabulary_used"] == "0123456789"
+    assert params["recipe.average_decay"] == "0.5"  # what is not the default; all is in the file
+    recipe = mlflow.artifacts.load_dict(f"{trained.run.info.artifact_uri}/recipe.json")
+    assert Recipe.model_validate(recipe) == quick
     assert params["device"] in ("cpu", "cuda", "mps")
     model = Crnn("compact", DIGITS, HEIGHT)
     assert params["model_parameters"] == str(sum(p.numel() for p in model.parameters()))
