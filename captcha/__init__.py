@@ -18,19 +18,19 @@ __all__ = ["CaptchaError", "__version__", "load"]
 
 
 class CaptchaError(ValueError):
-    """What a person caused and can mend, in one line: what is wrong, where, what to do."""
+    """An error that a person caused and can mend; its one line says what is wrong, where, and what to do."""
 
 
 def load(model: "str | Path") -> "Recognizer":
-    """Return the recognizer of a model; its `read` takes a path, bytes, an array (H, W, 3) RGB, a PIL image, or a list.
+    """Return the recogniser of a model; its `read` takes a path, bytes, an array (H, W, 3) RGB, a PIL image, or a list.
 
     Args:
-        model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a recognizer's folder, read without MLflow.
+        model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a recogniser's folder, read without MLflow.
 
     Raises:
         CaptchaError: there is no such model, or its files are damaged.
     """
-    # Imported as they are needed: `import captcha` itself brings nothing heavy.
+    # Imported here, so that `import captcha` itself loads nothing heavy.
     if Path(model).is_dir():
         from captcha.reading.recognizer import Recognizer
 

@@ -16,7 +16,7 @@ NONE = "none"
 
 
 class Folder:
-    """Marks a setting that names images: a folder, or where it may be drawn ones, draw:STYLE."""
+    """Marks a setting that names images: a folder, or draw:STYLE where they may be drawn."""
 
 
 def _none_if_written(value: object) -> object:
@@ -37,41 +37,41 @@ ImageMemory = Annotated[
 
 
 class Settings(BaseModel):
-    """What every job's settings share: they do not change, and unknown names are refused."""
+    """Base of every job's settings: frozen, and unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class TrainSettings(Settings):
-    """What one training run is asked to do. MLproject and the CLI repeat names and defaults; a test compares."""
+    """Settings of one training run. MLproject and the CLI repeat names and defaults; a test compares."""
 
-    data: Annotated[str, Folder()] = Field(
-        "draw:kaptcha", description="folder of labelled images, or draw:STYLE for drawn ones"
-    )
+    data: Annotated[str, Folder()] = Field("draw:kaptcha", description="folder of labelled images, or draw:STYLE")
     val_data: Annotated[str | None, OrNone, Folder()] = Field(
-        None, description="folder for validation; without it a part of the data"
+        None, description="folder or draw:STYLE for validation; none: a tenth of the data"
     )
     test_data: Annotated[str | None, OrNone, Folder()] = Field(
-        None, description="folder for the test; without it a part of the data"
+        None, description="folder or draw:STYLE for the test; none: a tenth of the data"
     )
     name: ModelName = MODEL_NAME
     backbone: Backbone = Field("resnet18", description="resnet18, or compact (about 1 M parameters, for CPUs)")
     pretrained: bool = Field(False, description="start resnet18 from torchvision's ImageNet weights (downloaded)")
     init: Annotated[str | None, OrNone] = Field(
-        None, description="trained model to go on from: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
+        None, description="trained model to start from: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
     )
     drawn: Style = Field(
-        None, description="style whose images, drawn meanwhile, are half of every batch, the folder's the other half"
+        None, description="style whose images, drawn during training, fill half of every batch beside the folder's"
     )
     vocabulary: Annotated[str | None, OrNone] = Field(
-        None, min_length=1, description="characters to tell apart; without it those of the labels"
+        None, min_length=1, description="characters to tell apart; none: those of the labels and the drawn style"
     )
     height: int = Field(64, ge=32, le=256, multiple_of=16, description="height in pixels that images are resized to")
-    epochs: Epochs = Field(50, description="epochs at the most")
+    epochs: Epochs = Field(50, description="maximum number of epochs")
     batch_size: BatchSize = Field(16, ge=1)
     learning_rate: LearningRate = 0.001
     dropout: float = Field(0.1, ge=0, lt=1, description="share of features dropped in training")
-    patience: int = Field(10, ge=1, description="epochs without a better validation result before it ends")
+    patience: int = Field(
+        10, ge=1, description="epochs without a better validation result until the rate decays to zero"
+    )
     seed: Seed = Field(0, description="seed of the split, the weights, the order and the augmentation")
     image_memory: ImageMemory = 500
 
@@ -95,22 +95,22 @@ class TrainSettings(Settings):
 
 
 class AdaptSettings(Settings):
-    """What a self-training on images without labels is asked to do."""
+    """Settings of a self-training on images without labels."""
 
-    data: Annotated[str, Folder()] = Field(description="folder of images; their names are not taken for labels")
-    model: str = Field(CHAMPION_URI, description="trained model to begin with, as --init of train takes it")
+    data: Annotated[str, Folder()] = Field(description="folder of images; their names are not read as labels")
+    model: str = Field(CHAMPION_URI, description="trained model to start from, written as for --init of train")
     drawn: Style = Field(
-        None, description="style whose images, drawn meanwhile, are half of every batch; best the one it was trained on"
+        None, description="style whose images, drawn during training, fill half of every batch; best the model's own"
     )
     labelled: bool = Field(
-        False, description="the folder is labelled after all: report figures by the labels, learn nothing from them"
+        False, description="the folder is labelled: report exact match by its labels, but learn nothing from them"
     )
     name: ModelName = MODEL_NAME
     threshold: float = Field(
-        0.9, gt=0, lt=1, description="probability of a whole reading from which the model counts as confident of it"
+        0.9, gt=0, lt=1, description="probability of a whole text from which on its reading counts as confident"
     )
     rounds: int = Field(
-        8, ge=1, description="rounds at the most; fewer where a round makes the model confident of no more images"
+        8, ge=1, description="maximum number of rounds; the first without more confident readings is the last"
     )
     epochs: Epochs = Field(4, description="epochs in a round")
     batch_size: BatchSize = Field(16, ge=2)
@@ -120,20 +120,20 @@ class AdaptSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    """What a measurement of the label budget is asked to do."""
+    """Settings of a measurement of the label budget."""
 
     data: Annotated[str, Folder()] = Field(description="folder of labelled images")
-    labels: str = Field("0,10,25,50,100,250,all", description="numbers of labels to train with, and all")
-    seeds: int = Field(3, ge=1, description="how often each is measured, on another split each time")
-    drawn: Style = Field(
-        "kaptcha", description="style drawn for the trainings with drawn images; none: measure labels alone"
+    labels: str = Field(
+        "0,10,25,50,100,250,all", description="numbers of labels to train with; all: all but the test's"
     )
+    seeds: int = Field(3, ge=1, description="trainings for each number of labels, each on a split of its own")
+    drawn: Style = Field("kaptcha", description="style of the trainings with drawn images; none: train on labels alone")
     init: Annotated[str | None, OrNone] = Field(
-        None, description="model trained on drawn images that those go on from; none: one is trained first"
+        None, description="model that the trainings with drawn images start from; none: one is trained first"
     )
-    drawn_epochs: Epochs = Field(20, description="epochs of that first training on drawn images")
-    backbone: Backbone = Field("resnet18", description="resnet18, or compact, for CPUs; with --init that model's")
-    epochs: Epochs = Field(50, description="epochs at the most of every other training")
+    drawn_epochs: Epochs = Field(20, description="epochs of the first training, on drawn images alone")
+    backbone: Backbone = Field("resnet18", description="resnet18, or compact (for CPUs); with --init that model's")
+    epochs: Epochs = Field(50, description="maximum number of epochs of every other training")
 
     @field_validator("labels")
     @classmethod
@@ -164,6 +164,6 @@ def written(value: object) -> object:
 
 
 def project_root() -> Path:
-    """The folder that holds MLproject where the package lies in one, else the working folder."""
+    """Return the folder that holds MLproject if the package lies in it, else the working folder."""
     parent = Path(__file__).resolve().parent.parent
     return parent if (parent / "MLproject").exists() else Path.cwd()

@@ -49,18 +49,18 @@ def options(
         bool, typer.Option("--version", help="print the version and exit", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Do what stands before any command."""
+    """Take the options that stand before the command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command that the arguments name and exit.
 
-    0: done; 1: done, with complaints; 2: one line says why not; 129, 130, 143: ended by SIGHUP, Ctrl-C, SIGTERM.
+    Exit codes: 0, done; 1, done with complaints; 2, one line says why not; 129, 130, 143: SIGHUP, Ctrl-C, SIGTERM.
     """
     show_messages()
-    # An exception rather than death: the tracked run can end as KILLED.
+    # The signal raises, so that the tracked run can end as KILLED.
     signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(HANG_UP) is not signal.SIG_IGN:  # which it is under nohup
+    if signal.getsignal(HANG_UP) is not signal.SIG_IGN:  # nohup ignores it
         signal.signal(HANG_UP, _terminate)
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
@@ -86,10 +86,10 @@ def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end_run_not_begun() -> None:
-    """Mark as KILLED the run that `mlflow run` has made, where this process did not come to take it up.
+    """Mark the run that `mlflow run` made as KILLED if this process never took it up.
 
-    MLflow takes the variable away when it does. Another process, because this one may have been ended in the middle
-    of an import, and some modules load only once.
+    MLflow removes the variable once it does. A second process marks it: this one may have been ended in the middle of
+    an import, and some modules load only once.
     """
     if run_id := os.environ.get("MLFLOW_RUN_ID"):
         program = "import mlflow, sys; mlflow.MlflowClient().set_terminated(sys.argv[1], 'KILLED')"

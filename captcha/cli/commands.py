@@ -1,6 +1,6 @@
-"""The commands: each parses its arguments, calls one job and prints what that gives.
+"""The commands: each parses its arguments, calls one job and prints the outcome.
 
-What is heavy (torch, MLflow, OpenCV) is imported inside the commands, so that --help answers at once.
+Heavy modules (torch, MLflow, OpenCV) are imported inside the commands, so that --help answers at once.
 """
 
 from dataclasses import asdict
@@ -48,7 +48,7 @@ def train(*, as_json: Json = False, **settings: Any) -> None:
 
 @with_settings(AdaptSettings)
 def adapt(*, as_json: Json = False, **settings: Any) -> None:
-    """Adapt a trained model to images without labels (self-training), and register what comes of it."""
+    """Adapt a trained model to images without labels (self-training), and register the result."""
     LINES.on_stderr = as_json
     checked = AdaptSettings(**settings)
     from captcha.jobs.adapt import adapt as job
@@ -62,7 +62,7 @@ def adapt(*, as_json: Json = False, **settings: Any) -> None:
 
 @with_settings(BudgetSettings)
 def budget(*, as_json: Json = False, **settings: Any) -> None:
-    """Measure how many labels it takes: the curve of exact match against labels, with drawn images and without."""
+    """Measure exact match against the number of labels trained on, with drawn images and without."""
     LINES.on_stderr = as_json
     checked = BudgetSettings(**settings)
     from captcha.jobs.budget import budget as job
@@ -98,7 +98,7 @@ def predict(
 ) -> None:
     """Read images with a trained model.
 
-    Prints file, text and confidence (0 to 1), separated by tabs; ends with 1 where a file could not be read.
+    Prints file, text and confidence (0 to 1), separated by tabs; exits with 1 if a file could not be read.
     """
     LINES.on_stderr = as_json
     from captcha.data.folders import images_in
@@ -136,13 +136,13 @@ def check(
     data: DataArgument,
     vocabulary: Annotated[str, typer.Option(help="characters that labels may hold; none allows all")] = NONE,
     height: Annotated[
-        int, typer.Option(min=1, help="height in pixels that a model would get, which decides how long a label may be")
+        int, typer.Option(min=1, help="height in pixels to resize images to; it limits the length of labels")
     ] = DEFAULTS.height,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a folder of labelled images and what is wrong.
+    """Report what a folder of labelled images holds, and what is wrong with it.
 
-    Ends with 1 where an error stands in the way of training.
+    Exits with 1 if an error stands in the way of training.
     """
     LINES.on_stderr = as_json
     from captcha.data.folders import read_samples
@@ -175,10 +175,12 @@ def draw(
     sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="write a PNG with some of the images")] = None,
     beside: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", exists=True, file_okay=False, help="images to show beside them on the sheet"),
+        typer.Option(
+            metavar="DIR", exists=True, file_okay=False, help="folder of images to show beside the drawn ones"
+        ),
     ] = None,
 ) -> None:
-    """Draw labelled captchas: a folder to train on, of a style built in or your own."""
+    """Draw labelled captchas into a folder to train on, in a built-in style or your own."""
     if beside and not sheet:
         raise typer.BadParameter("--beside needs --sheet, the file to show them on")
     if sheet and (sheet.suffix.lower() != ".png" or not sheet.absolute().parent.is_dir()):

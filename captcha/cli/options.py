@@ -1,4 +1,4 @@
-"""Settings → options of a command, and what several commands share."""
+"""Settings → options of a command; the options that several commands share."""
 
 import inspect
 import os
@@ -13,14 +13,14 @@ from captcha.settings import NONE, Folder, Settings, written
 
 
 def existing_source(value: str) -> str:
-    """Return what a person wrote for images, a folder or draw:STYLE, or say what is wrong with it."""
+    """Return a written source of images, a folder or draw:STYLE; raise typer.BadParameter where there is none."""
     from captcha.data.sources import parse_source
 
     return value if value == NONE else _parsed(value, parse_source)
 
 
 def existing_folder(value: str) -> str:
-    """Return the folder that a person named, or say what is wrong with it, with the absolute path looked at."""
+    """Return a written folder; raise typer.BadParameter, with the absolute path, where there is none."""
     from captcha.data.sources import parse_folder
 
     return _parsed(value, parse_folder)
@@ -50,16 +50,16 @@ DataArgument = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        help="model to read with: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a recognizer's folder"
+        help="model to read with: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a recogniser's folder"
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON alone; all else goes to standard error")]
 
 
 def with_settings(settings: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each setting, its default and help included, as **settings.
+    """Give a command, as **settings, an option for each setting, with its default and help.
 
-    What has no default is an argument, a folder.
+    A setting without a default becomes an argument, a folder.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""The words: what commands print, and how messages of the jobs come to the terminal."""
+"""What commands print, and the handler that prints the jobs' log messages."""
 
 import json
 import logging
@@ -12,14 +12,14 @@ import typer
 
 from captcha.settings import CHAMPION, project_root
 
-if TYPE_CHECKING:  # what the jobs import is heavy, and loaded already where these are called
+if TYPE_CHECKING:  # heavy imports, loaded already by the job whose outcome is printed
     from captcha.evaluation.plots import BudgetPoint
     from captcha.jobs.adapt import AdaptOutcome
     from captcha.jobs.train import TrainOutcome
 
 
 class Lines(logging.Handler):
-    """Prints what the package logs: information as it is, a warning as one; on standard error beside JSON."""
+    """Prints the package's log messages, warnings with a prefix; on standard error where JSON is printed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ LINES = Lines()
 
 
 def show_messages() -> None:
-    """Let what the package logs come to the terminal."""
+    """Send the package's log messages to the terminal."""
     package = logging.getLogger("captcha")
     package.setLevel(logging.INFO)
     package.propagate = False
@@ -55,7 +55,7 @@ def print_json(content: object) -> None:
 
 
 def train_summary(outcome: "TrainOutcome") -> str:
-    """Return the closing lines of a training: the test's figure, the model, the next commands."""
+    """Return the closing lines of a training: the test's exact match, the model, the next commands."""
     return f"""
 {exact_match_line("the test split", outcome.metrics)}
 {outcome.message}
@@ -68,7 +68,7 @@ def adapt_summary(outcome: "AdaptOutcome") -> str:
     measured = "\n" + exact_match_line("the images held out", outcome.metrics) if outcome.metrics else ""
     return (
         f"\nthe model of round {outcome.rounds} is confident of {outcome.confident} of {outcome.images} images, "
-        f"the one before was of {outcome.confident_before}{measured}\n{outcome.message}\n\n"
+        f"the model it began with was confident of {outcome.confident_before}{measured}\n{outcome.message}\n\n"
         f"{next_commands(outcome.model_name, outcome.model_version, outcome.example)}"
     )
 
@@ -82,7 +82,7 @@ def exact_match_line(images: str, metrics: Mapping[str, float]) -> str:
 
 
 def evaluation_line(metrics: Mapping[str, float]) -> str:
-    """Return the figures of an evaluation."""
+    """Return the metrics of an evaluation in one line."""
     return (
         f"exact match {metrics['exact_match']:.2%} "
         f"(95 % interval {metrics['exact_match_low']:.2%} to {metrics['exact_match_high']:.2%}), "
@@ -91,7 +91,7 @@ def evaluation_line(metrics: Mapping[str, float]) -> str:
 
 
 def budget_table(points: "Sequence[BudgetPoint]") -> str:
-    """Return the curve of a label budget as lines."""
+    """Return the curve of a label budget as a table."""
     lines = ["labels  trained on           exact match  95 % interval        right of      seconds"]
     for point in points:
         interval = f"{point.low:.2%} to {point.high:.2%}"
@@ -103,7 +103,7 @@ def budget_table(points: "Sequence[BudgetPoint]") -> str:
 
 
 def next_commands(name: str, version: int, example: str) -> str:
-    """Return the lines that tell a person how to look at the runs, and how to use this version of the model."""
+    """Return the commands that compare the runs, serve this version of the model, and read an image with it."""
     from captcha.tracking.registry import is_champion
 
     uri = f"models:/{name}" + (f"@{CHAMPION}" if is_champion(name, version) else f"/{version}")
@@ -113,13 +113,13 @@ read one image        {_command("captcha")} predict {example} --model {uri}"""
 
 
 def _command(tool: str) -> str:
-    """Return how a person's shell, in the folder this runs in, calls a tool of this environment on these runs."""
+    """Return the command by which a person's shell, in this working folder, calls a tool on these runs."""
     from captcha.tracking.runs import tracking_uri
 
     folder = Path(sys.executable).parent
     # A .venv inside the project is on PATH while make runs, not in the shell that make was called from.
     if str(folder) not in os.environ.get("PATH", "").split(os.pathsep) or project_root() in folder.parents:
         tool = os.path.relpath(folder / tool)
-    # Without a word, MLflow takes the mlflow.db of the folder it is called in.
+    # Unless told otherwise, MLflow takes the mlflow.db of the working folder.
     uri = tracking_uri()
     return tool if uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}" else f"MLFLOW_TRACKING_URI={uri} {tool}"

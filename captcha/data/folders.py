@@ -1,4 +1,4 @@
-"""A labelled folder, read and written: images named by their label, or listed in a labels.csv; what is wrong there."""
+"""A labelled folder, read and written: images named by their label, or listed in a labels.csv."""
 
 import csv
 import math
@@ -50,17 +50,17 @@ def read_samples(
     progress: Progress | None = None,
     memory: ImageMemory | None = None,
 ) -> tuple[list[Sample], list[Problem], Facts]:
-    """Return the samples of a folder without those that have a problem, all its problems, and its facts.
+    """Return a folder's samples that have no problem, all its problems, and its facts.
 
-    Images are named by their label (`2b827.png`), or by a `labels.csv` with the columns file,label, which
-    then decides alone. Samples are in the order of their names.
+    Images are named by their label (`2b827.png`), or by a `labels.csv` with the columns file,label; where
+    there is one, it alone counts. Samples are in the order of their names.
 
     Args:
         folder: where the images lie; without labels.csv its top level only is read.
         height: pixels that every image is resized to.
         vocabulary: characters a label may hold; None allows all.
-        progress: told of each image.
-        memory: keeps the pixels of the first images; those beyond it are read anew each time. None keeps all.
+        progress: called after each image.
+        memory: keeps the pixels of the first images; those of the others are read anew each time. None keeps all.
 
     Raises:
         DataError: if there is no such folder, or it holds no images, or its labels.csv cannot be read.
@@ -89,9 +89,9 @@ def read_samples(
 def read_images(
     folder: Path, height: int, progress: Progress | None = None, memory: ImageMemory | None = None
 ) -> tuple[list[Sample], list[Problem]]:
-    """Return the images of a folder's top level as samples without a text, and those that cannot be read or are copies.
+    """Return the images of a folder's top level as samples without a text, and which are unreadable or copies.
 
-    No file name and no labels.csv is taken for a label. The arguments are those of `read_samples`.
+    No file name and no labels.csv is read as a label. The arguments are those of `read_samples`.
 
     Raises:
         DataError: if there is no such folder, or it holds no images.
@@ -113,7 +113,7 @@ def _find_all(
     progress: Progress | None,
     memory: ImageMemory | None,
 ) -> dict[str, _Found]:
-    """Return the readable images by name, noting the others."""
+    """Return the readable images by name, and add the others to the problems."""
     again = ImageFolder(folder, height)
     memory = memory or ImageMemory(math.inf)
     found: dict[str, _Found] = {}
@@ -133,14 +133,13 @@ def _find_all(
 
 def _decode_all(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, tuple[Image, str] | str]]:
     """Yield each name with its image and format, or what is wrong with it."""
-    with ThreadPoolExecutor() as pool:  # other threads run while one decodes
-        for start in range(0, len(names), DECODED_AT_ONCE):  # so few wait for their turn, decoded
+    with ThreadPoolExecutor() as pool:  # decoding lets other threads run
+        for start in range(0, len(names), DECODED_AT_ONCE):  # bounds the decoded images that wait
             part = names[start : start + DECODED_AT_ONCE]
             yield from zip(part, pool.map(lambda name: _decode(folder / name), part), strict=True)
 
 
 def _decode(path: Path) -> tuple[Image, str] | str:
-    """Return the decoded image and its format, or what is wrong with it."""
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
@@ -159,7 +158,7 @@ def _refuse_unreadable(folder: Path) -> None:
 
 
 def _named_texts(folder: Path, problems: list[Problem]) -> dict[str, str]:
-    """Return the label of each image by its file name, noting sub-folders that are left out."""
+    """Return the label of each image by its file name, and add sub-folders left out to the problems."""
     files = {path.name: path for path in images_in(folder)}
     nested: dict[Path, list[Path]] = {}
     for path in _images_below(folder):
@@ -170,16 +169,16 @@ def _named_texts(folder: Path, problems: list[Problem]) -> dict[str, str]:
         hint = f"; give one of its sub-folders: {', '.join(hints[:5])}" if hints else ""
         raise DataError(f"{folder}: no images in this folder{hint}")
     for sub, images in nested.items():
-        copies = sum(path.name in files and cmp(path, files[path.name], shallow=False) for path in images)
+        same = sum(path.name in files and cmp(path, files[path.name], shallow=False) for path in images)
         kind, message = "sub-folder", f"not read, images in it: {len(images)}; a {LABELS_FILE} could name them"
-        if 2 * copies > len(images):
-            kind, message = "nested copy", f"a copy of this folder, not read; the same images: {copies}"
+        if 2 * same > len(images):
+            kind, message = "nested copy", f"a copy of this folder, not read; the same images: {same}"
         problems.append(Problem(f"{sub.relative_to(folder).as_posix()}/", kind, message, fatal=False))
     return {name: unicodedata.normalize("NFC", path.stem) for name, path in files.items()}
 
 
 def _listed_texts(folder: Path, problems: list[Problem]) -> dict[str, str]:
-    """Return the label of each image in labels.csv, noting rows that lead nowhere and images without a row."""
+    """Return the label of each image in labels.csv, and add bad rows and images without one to the problems."""
     table = folder / LABELS_FILE
     texts: dict[str, str] = {}
     try:
@@ -234,9 +233,9 @@ def refuse_existing(folder: Path) -> None:
 
 
 def write_folder(folder: Path, labelled: Iterable[tuple[str, Image]]) -> None:
-    """Write (text, image) pairs as PNGs named by their text, or numbered with a labels.csv where that cannot be.
+    """Write (text, image) pairs as PNGs named by their text, or numbered with a labels.csv if a text cannot be one.
 
-    The folder appears once all is written; before, it is a hidden one beside it, which an error takes away.
+    The folder appears once all is written; until then its files lie in a hidden one beside it, which an error removes.
 
     Raises:
         FileExistsError: if the folder is not empty.

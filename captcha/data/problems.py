@@ -1,4 +1,4 @@
-"""What is wrong with labelled files, and what a person wants to know of them."""
+"""Problems of labelled files, and facts about them."""
 
 import unicodedata
 from collections import Counter
@@ -17,7 +17,7 @@ PROBLEMS_SHOWN = 20
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one file. Fatal: no training before it is mended."""
+    """What is wrong with one file; a fatal problem must be mended before any training."""
 
     file: str
     kind: str
@@ -31,7 +31,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a person wants to know of a folder's readable images. Sizes are (width, height) in pixels."""
+    """Counts over a folder's readable images. Sizes are (width, height) in pixels."""
 
     images: int
     texts: int  # different ones
@@ -56,7 +56,7 @@ def facts_of(texts: Sequence[str], sizes: Iterable[tuple[int, int]], formats: It
 
 
 def label_problems(name: str, text: str, width: int | None, vocabulary: Vocabulary | None) -> list[Problem]:
-    """Return what is wrong with the label of an image of this width once resized; None where it is not readable."""
+    """Return a label's problems; `width` is the resized image's in pixels, None where that is unreadable."""
     if not text.strip():
         return [Problem(name, "empty label", "the label is empty", fatal=True)]
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
@@ -76,7 +76,7 @@ def label_problems(name: str, text: str, width: int | None, vocabulary: Vocabula
 
 
 def copies(texts: Mapping[str, str], digests: Mapping[str, str]) -> list[Problem]:
-    """Return a problem for each image, by name, whose pixels stand under an earlier name: fatal if the texts differ."""
+    """Return a problem for each image that has the pixels of an earlier one, fatal if their texts differ."""
     problems = []
     first: dict[str, str] = {}
     for name, text in texts.items():
@@ -102,7 +102,7 @@ def leaks(train: Iterable[Sample], held_back: Iterable[Sample]) -> list[Problem]
 
 
 def format_problems(problems: Sequence[Problem], shown: int = PROBLEMS_SHOWN) -> str:
-    """Return one line per problem, those of one kind together, errors first; of many the first, and a count."""
+    """Return a line for each problem, errors first, kind by kind: `shown` of a kind, then a count of the others."""
     lines: list[str] = []
     for fatal in (True, False):
         of_kind: dict[str, list[Problem]] = {}

@@ -1,4 +1,4 @@
-"""Samples: an image, its text, and who it is; the seeded split, and the digests by which samples are told apart."""
+"""Samples (an image with its text), their seeded split, and the digests that tell both apart."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from captcha import CaptchaError
 from captcha.reading.images import Image, ImageError, load_image, resize_to_height
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.8, 0.1
-LABELS_TO_SPLIT = 20  # different labels; with fewer a tenth of them is nothing to measure on
+LABELS_TO_SPLIT = 20  # different labels; a tenth of fewer is too little to measure on
 
 
 class DataError(CaptchaError):
@@ -18,7 +18,7 @@ class DataError(CaptchaError):
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder whose images are decoded each time they are asked for, and resized to a height in pixels."""
+    """A folder whose images are decoded anew at each reading, and resized to a height in pixels."""
 
     path: Path
     height: int
@@ -42,7 +42,7 @@ class Sample:
     name: str
     text: str
     pixels: Image | ImageFolder = field(repr=False)
-    digest: str = ""  # of the pixels before they were resized, so of the file whatever the height; else of `pixels`
+    digest: str = ""  # of the pixels before resizing, the same for every height; without it, of `pixels`
 
     def __post_init__(self) -> None:
         if not self.digest:
@@ -60,13 +60,13 @@ class Sample:
 
 
 class ImageMemory:
-    """What is left of the memory, given in MB of 1,000,000 bytes, that decoded images may take; inf sets no bound."""
+    """The memory left for decoded images, given in MB of 1,000,000 bytes; inf sets no bound."""
 
     def __init__(self, megabytes: float) -> None:
         self.bytes_left = megabytes * 1e6
 
     def holds(self, image: Image) -> bool:
-        """Tell whether an image still fits, and count it in where it does."""
+        """Tell whether an image still fits, and if so count it in."""
         fits = image.nbytes <= self.bytes_left
         self.bytes_left -= image.nbytes if fits else 0
         return fits

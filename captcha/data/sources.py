@@ -21,9 +21,9 @@ from captcha.reading.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 DRAWN_IMAGES = 2500
-"""How many images a style draws and splits: validation, test, and an epoch's worth, which training goes beyond."""
+"""Images that a style draws to be split; the train part sets an epoch's length, training itself draws others."""
 
-REDRAWN = 1 << 40  # far beyond any training's images
+REDRAWN = 1 << 40  # to the number drawn in place of a text held back: far beyond any training's
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Folder:
         memory: ImageMemory | None = None,
         labelled: bool = True,
     ) -> list[Sample]:
-        """Return its samples, resized to the height, while a bar shows how far it is; log all problems.
+        """Return its samples, resized to the height; show a bar, and log all problems.
 
         Raises:
             DataError: the folder has problems that stand in the way of training.
@@ -137,9 +137,9 @@ def parse_style(name: str) -> Drawn:
 
 @dataclass(frozen=True)
 class DrawnSamples:
-    """Sample i, resized to the height, follows from style, fonts, seed and i alone.
+    """Drawn samples, resized to the height; sample i follows from style, fonts, seed and i alone.
 
-    A text in `without`, those held back for validation and test, is drawn again.
+    Where its text is in `without` (held back for validation and test), another is drawn in its place.
     """
 
     style: Style
@@ -159,7 +159,7 @@ class DrawnSamples:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a training's images come from; `drawn` is the style whose images are half of every batch."""
+    """Where a training's images come from; `drawn` is the style whose images fill half of every batch."""
 
     data: Source
     validation: Source | None = None
@@ -176,7 +176,7 @@ class Sources:
         """
         parsed = parse_source(data)
         if drawn and isinstance(parsed, Drawn):
-            raise DataError(f"--drawn {drawn} is drawn beside a folder's images: {data} has drawn ones alone")
+            raise DataError(f"--drawn {drawn} is drawn beside a folder's images, but {data} is drawn itself")
         fixed = [parse_source(written) if written else None for written in (validation, test)]
         return cls(parsed, fixed[0], fixed[1], parse_style(drawn) if drawn else None)
 
@@ -187,8 +187,7 @@ class Sources:
     def split(self, height: int, vocabulary: Vocabulary | None, seed: int, memory: ImageMemory) -> Split:
         """Return the samples in their three parts, resized to the height.
 
-        A source of its own for validation or test takes the place of the part that would have been split off, which
-        is trained on.
+        A source of its own for validation or test replaces that part of the split, which is then trained on.
 
         Raises:
             DataError: the data has problems that stand in the way of training; all of them are logged first.
@@ -215,7 +214,7 @@ class Sources:
         return whole
 
     def drawn_samples(self, height: int, seed: int, split: Split, vocabulary: Vocabulary) -> DrawnSamples | None:
-        """Return what is drawn to train on, None where nothing is; texts held back are not among it.
+        """Return the drawn samples to train on, without the texts held back; None if nothing is drawn.
 
         Raises:
             StyleError, FontError: the style cannot be drawn, or draws what is outside the vocabulary.

@@ -13,9 +13,9 @@ from captcha.drawing.fonts import Pixels
 from captcha.drawing.picking import pick, pick_colour, pick_whole
 from captcha.drawing.styles import Style
 
-NOISE_X = ((0.1, 0.25, 0.5, 0.9), (0.1, 0.1, 0.25, 0.25))  # a noise curve's control points, of the width
+NOISE_X = ((0.1, 0.25, 0.5, 0.9), (0.1, 0.1, 0.25, 0.25))  # x of even and odd curves' control points, shares of width
 NOISE_WIDTHS = (3.6, 2.7, 1.8)  # pixels, of a curve's first, second and every further segment
-FLATNESS = 2.0  # pixels that a flattened curve may be off
+FLATNESS = 2.0  # pixels between a curve and its chords, at most
 
 
 def warp(rng: Generator, style: Style, papers: list[Pixels]) -> list[Pixels]:
@@ -111,7 +111,7 @@ def _near(point: complex, start: complex, end: complex) -> bool:
     """Return whether a point is nearer than FLATNESS to a segment."""
     chord = end - start
     square = chord.real * chord.real + chord.imag * chord.imag
-    moved = (point - start) * chord.conjugate()  # along the chord and across it, as many times too far as it is long
+    moved = (point - start) * chord.conjugate()  # along and across the chord, in pixels times its length
     if 0 < moved.real < square:
         return moved.imag * moved.imag < FLATNESS * FLATNESS * square
     return abs(point - (start if moved.real <= 0 else end)) < FLATNESS

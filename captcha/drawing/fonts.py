@@ -24,8 +24,8 @@ Pixels = NDArray[np.uint8]
 Transform = tuple[float, float, float, float]
 """A matrix (2, 2), row by row: the new x are a x + b y, the new y are c x + d y."""
 
-DIGIT_HEIGHT = 29.0  # pixels of the 8 in stored glyphs; fonts mean different things by size, all mean this by 8
-SUPERSAMPLING = 8  # glyphs are stored this much larger
+DIGIT_HEIGHT = 29.0  # pixels of a stored 8; fonts differ in what their size means
+SUPERSAMPLING = 8  # stored samples to a pixel
 MEASURED = "8n"  # what a font is measured by: the height of the first, the left stem of the second
 DISTANCE_STEPS = 42  # stored steps in one pixel: a byte reaches three pixels to each side of the outline
 STORED_DISTANCES = (np.arange(256) - 128) / DISTANCE_STEPS  # pixels, by the byte that stands for them
@@ -91,7 +91,6 @@ def fonts_for(style: Style, fonts: Sequence[Path]) -> tuple[tuple[Path, ...], di
 
 @cache
 def _characters(font: Path) -> frozenset[str]:
-    """Return the characters that a font can draw."""
     from fontTools.ttLib import TTFont, TTLibError  # of matplotlib; not needed to import this module
 
     with _FACES:
@@ -158,7 +157,7 @@ def load_glyph(font: Path, character: str) -> Glyph:
 
 
 class Measures(NamedTuple):
-    """What a font's `size` must be to have digits DIGIT_HEIGHT * SUPERSAMPLING high; its stems in drawn pixels."""
+    """The font `size` whose digits are DIGIT_HEIGHT * SUPERSAMPLING high; its stems' width in drawn pixels."""
 
     size: int
     stem_width: float
@@ -189,7 +188,7 @@ def _render(font: Path, character: str, size: int) -> tuple[Pixels, tuple[int, i
 
 @cache
 def _load_face(font: Path) -> cv2.FontFace:
-    # The first bytes are read before: OpenCV takes its own font for a missing file, and dies of one that is no font.
+    # Checked first: OpenCV draws its own font in place of a missing file, and crashes on a file that is no font.
     try:
         with font.open("rb") as file:
             kind = file.read(4)

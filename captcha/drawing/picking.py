@@ -25,6 +25,5 @@ def pick_colour(rng: Generator, between: tuple[str, str]) -> tuple[int, int, int
 
 @lru_cache(maxsize=128)
 def _colour_ranges(between: tuple[str, str]) -> list[tuple[int, int]]:
-    """Return the least and the greatest red, green and blue."""
     one, other = (bytes.fromhex(colour[1:]) for colour in between)
     return [(min(pair), max(pair)) for pair in zip(one, other, strict=True)]

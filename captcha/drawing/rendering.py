@@ -1,7 +1,4 @@
-"""Captchas drawn in memory, labelled and seeded: a word, distorted, as ink on a ground.
-
-The data source that needs no download.
-"""
+"""Captchas drawn in memory, labelled and seeded: a word, distorted, as ink on a ground."""
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -47,7 +44,7 @@ def draw_one(style: Style, seed: int, index: int, fonts: Sequence[Path]) -> tupl
     papers = draw_letters(rng, style, text, fonts) if style.letter_inks else [draw_word(rng, style, text, fonts)]
     papers = warp(rng, style, papers)
     if style.letter_inks:
-        papers.append(bare_paper(style))  # for what has the word's ink
+        papers.append(bare_paper(style))  # for the curves, in the word's own ink
     draw_curves(rng, style, papers[-1])
     ink = pick_colour(rng, style.ink)
     inks = [*(pick_colour(rng, style.ink) for _ in papers[1:]), ink]
@@ -107,7 +104,7 @@ def gradient(shape: tuple[int, int], start: tuple[int, ...], end: tuple[int, ...
 
 @cache
 def _way(shape: tuple[int, int]) -> NDArray[np.int32]:
-    """Return how far each pixel's middle lies along the diagonal, (H, W), of 65536."""
+    """Return how far each pixel's middle lies along the diagonal, (H, W), from 0 to 65536."""
     height, width = shape
     y, x = np.mgrid[0.0:height, 0.0:width] + 0.5
     return np.asarray((x * width + y * height) / (width**2 + height**2) * 65536, np.int32)

@@ -14,7 +14,7 @@ TITLE_HEIGHT = 24  # pixels
 
 
 def make_sheet(drawn: Sequence[Pixels], beside: Sequence[Pixels] = ()) -> Pixels:
-    """Return a page (H, W, 3) with the first SHEET_IMAGES drawn images in rows; the others, if any, on its right half.
+    """Return a page (H, W, 3) with the first SHEET_IMAGES drawn images in rows; those beside them on its right half.
 
     Images are (h, w, 3) RGB; the drawn ones are equally high, and the others are resized to their height.
     """

@@ -17,7 +17,6 @@ class StyleError(CaptchaError):
 
 
 def _pair(value: Any) -> Any:
-    """One value stands for a range of nothing else."""
     return (value, value) if isinstance(value, int | float | str) else value
 
 
@@ -60,7 +59,7 @@ class Style(BaseModel):
 
     # What is written
     characters: str = Field(
-        "abcdefghijklmnopqrstuvwxyz0123456789", min_length=1, description="one written twice comes twice as often"
+        "abcdefghijklmnopqrstuvwxyz0123456789", min_length=1, description="a character given twice comes twice as often"
     )
     lengths: Annotated[Whole, _within(1, 40)] = Field((5, 5), description="characters in a text")
     texts: tuple[str, ...] = Field((), description="the texts themselves, in place of random ones")
@@ -70,7 +69,7 @@ class Style(BaseModel):
     height: int = Field(50, ge=16, le=500)
     background: Colours = ("#ffffff", "#ffffff")
     background_end: Colours | None = Field(
-        None, description="colour of the bottom right corner, where a gradient from the top left one ends"
+        None, description="colour of the bottom right corner, where a gradient from `background` ends"
     )
     texture: Annotated[Range, _within(0, 128)] = Field(
         (0, 0), description="strength of coloured clouds, in shades of 255"
@@ -80,46 +79,40 @@ class Style(BaseModel):
 
     # The letters
     ink: Colours = ("#000000", "#000000")
-    letter_inks: bool = Field(False, description="each letter takes its own ink; what lies over the word has another")
+    letter_inks: bool = Field(False, description="each letter takes its own ink; curves, lines and dots have another")
     digit_height: Annotated[Range, _within(8, 400)] = Field(
-        (29, 29), description="of the digit 8; letters keep their ratio to it"
+        (29, 29), description="height of the digit 8; letters keep their ratio to it"
     )
     stroke: Annotated[Range, _within(0.5, 100)] = Field((4.8, 6.8), description="thickness of an upright line")
-    letter_width: Annotated[Range, _within(0.3, 3)] = Field((1, 1), description="a letter's width, 1 as in its font")
-    own_width: Annotated[Range, _within(0.5, 2)] = Field(
-        (1, 1), description="each letter's own factor, beside letter_width"
-    )
-    spacing: Annotated[Whole, _within(-200, 200)] = Field((2, 2), description="gap after a letter; -2: they touch")
+    letter_width: Annotated[Range, _within(0.3, 3)] = Field((1, 1), description="a letter's width; 1 is its font's")
+    own_width: Annotated[Range, _within(0.5, 2)] = Field((1, 1), description="each letter's own factor of its width")
+    spacing: Annotated[Whole, _within(-200, 200)] = Field((2, 2), description="gap after a letter; at -2 letters touch")
     left: Whole | None = Field(None, description="where the word begins; none: centred")
-    baseline: Whole | None = Field(None, description="below the top; none: centred")
-    bounce: float = Field(0, ge=0, le=100, description="up or down, at the most, of each letter")
-    rotation: float = Field(0, ge=0, le=90, description="degrees to either side, at the most, of each letter")
-    shear: float = Field(0, ge=0, le=1, description="slant to either side, at the most, as part of the height")
-    outline: float = Field(0, ge=0, le=10, description="thickness of the line where letters are outlined; 0: filled")
+    baseline: Whole | None = Field(None, description="distance from the top; none: centred")
+    bounce: float = Field(0, ge=0, le=100, description="greatest shift of each letter, up or down")
+    rotation: float = Field(0, ge=0, le=90, description="greatest turn of each letter, degrees to either side")
+    shear: float = Field(0, ge=0, le=1, description="greatest slant to either side, as a share of the height")
+    outline: float = Field(0, ge=0, le=10, description="thickness of the letters' outlines; 0: filled letters")
     shadow: int = Field(0, ge=0, le=50, description="how far right and down the word's shadow falls; 0: none")
 
-    # Warps: 1 as strong as Kaptcha's
+    # Warps: 1 is as strong as Kaptcha's
     water: Annotated[Range, _within(0, 5)] = (0, 0)
     ripple: Annotated[Range, _within(0, 5)] = (0, 0)
-    fish_eye: Annotated[Range, _within(0, 0.9)] = Field((0, 0), description="magnifies a place; 0: not at all")
+    fish_eye: Annotated[Range, _within(0, 0.9)] = Field((0, 0), description="strength of a lens over a place; 0: none")
 
     # What lies over the word
     curves: int = Field(0, ge=0, le=10, description="Kaptcha's noise curves, of the word's ink")
-    curve_width: Annotated[Range, _within(0.2, 5)] = Field((1, 1), description="1 as thick as Kaptcha's")
+    curve_width: Annotated[Range, _within(0.2, 5)] = Field((1, 1), description="the curves' thickness; 1 is Kaptcha's")
     lines: Annotated[Whole, _within(0, 100)] = Field((0, 0), description="straight lines, from side to side")
     line_width: Annotated[Whole, _within(1, 20)] = (1, 1)
-    line_colour: Colours | None = Field(None, description="each line takes its own; none: the word's ink")
+    line_colour: Colours | None = Field(None, description="colour of each line; none: the word's ink")
     dots: Annotated[Whole, _within(0, 2000)] = Field((0, 0), description="dots of the word's ink")
     dot_size: Annotated[Range, _within(0.5, 20)] = Field((2, 2), description="diameter")
 
     # What happens to the finished picture
     blur: Annotated[Range, _within(0, 10)] = Field((0, 0), description="standard deviation")
-    shrink: Annotated[Range, _within(0.2, 1)] = Field(
-        (1, 1), description="it is made so small, then as large as before"
-    )
-    jpeg_quality: Annotated[Whole, _within(1, 100)] | None = Field(
-        None, description="it is saved as JPEG; none: it is not"
-    )
+    shrink: Annotated[Range, _within(0.2, 1)] = Field((1, 1), description="shrunk to this share, then enlarged again")
+    jpeg_quality: Annotated[Whole, _within(1, 100)] | None = Field(None, description="quality as JPEG; none: no JPEG")
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Self:
@@ -139,7 +132,7 @@ STYLES = tuple(sorted(file.stem for file in BUILT_IN.glob("*.toml")))
 
 
 def load_style(name: str) -> Style:
-    """Return the built-in style of a name, or that which a TOML file (NAME.toml) describes.
+    """Return the built-in style of a name, or the one that a TOML file (NAME.toml) describes.
 
     Raises:
         StyleError: if there is no such style, or the file describes none; every fault is named.
@@ -159,7 +152,7 @@ def _built_in(name: str) -> Style:
 
 
 def _read_style(file: str | Path) -> Style:
-    """Return the style that a TOML file describes; not kept, as a person may change the file."""
+    """Return the style that a TOML file describes; not cached, as a person may change the file."""
     try:
         settings = tomllib.loads(Path(file).read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -171,7 +164,6 @@ def _read_style(file: str | Path) -> Style:
 
 
 def _fault(detail: Any) -> str:
-    """Return what is wrong with one setting."""
     if not detail["loc"]:
         return str(detail["ctx"]["error"])
     field = str(detail["loc"][0])

@@ -68,7 +68,7 @@ class _Letter(NamedTuple):
 def _draw_text(rng: Generator, style: Style, text: str, fonts: Sequence[Path], papers: Sequence[Pixels]) -> None:
     """Draw each letter of a word on its paper (H, W); several letters may share one.
 
-    A word that is too wide is narrowed, one that is too high made smaller.
+    A word that is too wide is narrowed, a word that is too high is made smaller.
 
     Raises:
         StyleError: if it would have to be narrower or smaller than TIGHTEST allows.
@@ -172,10 +172,10 @@ def _fit_height(style: Style, text: str, letters: Sequence[_Letter], letter_widt
 
 
 def _shades(thicker: float, scale: float, outline: float) -> Pixels:
-    """Return the paper's shade (256,) at each stored distance, for letters so much thicker, or for their outline."""
+    """Return the paper's shade (256,) at each stored distance, for letters made `thicker`, or for their outline."""
     inside = (STORED_DISTANCES + thicker) * scale  # drawn pixels
     coverage = (outline / 2 - np.abs(inside) if outline else inside) + 0.5
     coverage[0] = 0  # so far outside that the distance is not known
     if outline:
-        coverage[-1] = 0  # so far inside
+        coverage[-1] = 0  # likewise so far inside
     return np.asarray(np.rint(255 - 255 * np.minimum(np.maximum(coverage, 0), 1)), np.uint8)

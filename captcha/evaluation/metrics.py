@@ -33,7 +33,7 @@ def character_error_rate(predictions: Sequence[str], references: Sequence[str]) 
 
 
 def edit_distance(prediction: str, reference: str) -> int:
-    """Return the fewest characters to put in, take out or replace to make one text of the other."""
+    """Return the fewest characters to insert, delete or replace to turn one text into the other."""
     return Levenshtein.distance(prediction, reference)
 
 
@@ -41,9 +41,9 @@ def character_confusion(predictions: Sequence[str], references: Sequence[str]) -
     """Return how often each reference character was read as which: counts of (reference, prediction).
 
     Correct ones are counted too. ("a", "") is an `a` that was not read, ("", "a") one that was read where there
-    is none. The texts are aligned by the fewest edits. Where several alignments need as few, RapidFuzz's counts,
-    which is always the same: what both texts begin with and end with is paired; between, from the right, a
-    character counts as not read wherever one of these alignments has it so.
+    is none. The texts are aligned by the fewest edits. Of several such alignments RapidFuzz's is taken, which is
+    always the same: common beginnings and ends are paired; in between, from the right, a character counts as not
+    read wherever one of the alignments has it so.
 
     Raises:
         ValueError: if there are none, or not as many of one as of the other.

@@ -1,4 +1,4 @@
-"""What a person would rather look at than read: predictions, learning curves, confusions."""
+"""Pictures of predictions, learning curves, confusions and the label budget."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,9 @@ COLUMNS = 4
 
 
 def prediction_grid(evaluation: Evaluation, shown: int = 32) -> Image:
-    """Return one picture (H, W, 3) of the first samples, each over its label, what was read and how surely.
+    """Return one picture (H, W, 3) of the first samples, each under what was read and with which confidence.
 
-    What was read wrongly stands in red behind a cross, and shows the label it should have been. Without a label,
-    nothing but the reading stands there.
+    A wrong reading is red, after a cross, and its label follows. A sample without a label has its reading alone.
     """
     pairs = list(zip(evaluation.samples, evaluation.readings, strict=True))[:shown]
     rows = -(-len(pairs) // COLUMNS)
@@ -41,11 +40,11 @@ def prediction_grid(evaluation: Evaluation, shown: int = 32) -> Image:
 
 
 def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Return a figure of losses and validation results over the epochs; `history` has the metrics of each from 0 on."""
+    """Return a figure of losses and validation results over the epochs; `history` has the metrics of each, from 0."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axes, match_axes = figure.subplots(1, 2)
     epochs = range(len(history))
-    trained = [epoch for epoch in epochs if "train/loss" in history[epoch]]  # not before training
+    trained = [epoch for epoch in epochs if "train/loss" in history[epoch]]  # epoch 0 has no training loss
     loss_axes.plot(trained, [history[epoch]["train/loss"] for epoch in trained], label="train, augmented")
     loss_axes.plot(epochs, [metrics["val/loss"] for metrics in history], label="validation")
     loss_axes.set(xlabel="epoch", ylabel="CTC loss per image", yscale="log")
@@ -78,7 +77,7 @@ def confusion_figure(evaluation: Evaluation, shown: int = 20) -> Figure:
 
 @dataclass(frozen=True)
 class BudgetPoint:
-    """Exact match after trainings with so many labels: `right` of `n` images, with its interval."""
+    """Exact match after one arm's trainings with `labels` labels: `right` of `n` images, with its interval."""
 
     arm: str
     labels: int
@@ -87,7 +86,7 @@ class BudgetPoint:
     low: float
     high: float
     seconds: float
-    """Of one training, on average."""
+    """Mean duration of a training."""
 
 
 def budget_figure(points: Sequence[BudgetPoint]) -> Figure:
@@ -118,7 +117,7 @@ def budget_figure(points: Sequence[BudgetPoint]) -> Figure:
 
 
 def _plain(text: str) -> str:
-    r"""Keep matplotlib from reading dollar signs as mathematics; spell out what its font lacks (中 as \u4e2d)."""
+    r"""Return the text with dollar signs escaped (no formulas) and what the font lacks spelled out (中 as \u4e2d)."""
     font = get_font(findfont(FontProperties()))
     shown = (c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)
     return "".join(shown).replace("$", r"\$")

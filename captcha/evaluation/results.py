@@ -1,4 +1,4 @@
-"""What a recognizer reads of labelled images, and the metrics that follow."""
+"""What a recogniser reads of labelled images, and the metrics that follow."""
 
 import math
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ class Evaluation:
 
 
 def evaluate(recognizer: Recognizer, samples: Sequence[Sample]) -> Evaluation:
-    """Read every sample greedily, as the served model does by default; each image is taken when it is needed."""
+    """Return what is read of the samples, greedily as served by default; an image is loaded when it is needed."""
     vocabulary = recognizer.vocabulary
     readings: dict[int, Reading] = {}
     losses: dict[int, float] = {}

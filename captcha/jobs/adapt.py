@@ -1,4 +1,4 @@
-"""Self-training: a trained model goes on learning from what it reads confidently of images without labels.
+"""Self-training: a trained model learns from its own confident readings of images without labels.
 
 Pseudo-labels (Lee, 2013) in rounds: read all, learn from the confident readings, read again.
 """
@@ -36,7 +36,7 @@ HELD_OUT = 0.1
 """Share of the images that no round learns from."""
 
 CONFIDENT_SHARE, FLOOR = 0.1, 0.5
-"""For each character, the most confident tenth of its readings is learned from too, if they reach the floor."""
+"""For each character, the most confident tenth of its readings is learned from too, if of at least this confidence."""
 
 
 class AdaptationError(CaptchaError):
@@ -45,7 +45,7 @@ class AdaptationError(CaptchaError):
 
 @dataclass(frozen=True)
 class AdaptOutcome:
-    """What a self-training left behind. `metrics` are of the images held out, empty where there are no labels."""
+    """The result of a self-training. `metrics` are of the images held out, empty where there are no labels."""
 
     run_id: str
     rounds: int
@@ -62,7 +62,7 @@ class AdaptOutcome:
 
 @dataclass(frozen=True)
 class Round:
-    """What a model reads of all images after a round; round 0 is the model to begin with."""
+    """A round's model and what it reads of all images; round 0 is the model that the job starts from."""
 
     number: int
     checkpoint: Checkpoint
@@ -70,13 +70,13 @@ class Round:
     learned_from: int = 0
 
     def confident(self, threshold: float) -> int:
-        """Return of how many images the model is confident."""
+        """Return the number of images that the model reads confidently."""
         return sum(bool(reading.text) and reading.confidence >= threshold for reading in self.readings)
 
 
 @dataclass(frozen=True)
 class _Images:
-    """The images of a self-training; `held_out` are the places of those that no round learns from."""
+    """The images of a self-training; `held_out` are the indices of those that no round learns from."""
 
     samples: list[Sample]
     labelled: list[Sample]
@@ -88,16 +88,15 @@ class _Images:
 
 
 def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOutcome:
-    """Adapt a trained model to a folder of images, each round a nested run, and register what came of it.
+    """Adapt a trained model to a folder of images, each round a nested run, and register the result.
 
-    A round learns from the confident readings: their exact CTC probability reaches the threshold, or is among the
-    highest of those with one of their characters. It counts where the model is confident of more images after it; the
-    first that brings no more is the last, and the one before it is kept. A tenth of the images is never learned from.
+    A round learns from the readings that `confident_readings` selects. The first round after which the model is
+    confident of no more images than before it is the last, and is not kept. A tenth of the images is held out.
 
     Raises:
         DataError: the folder has problems; all of them are logged first.
         StyleError, FontError: there is no such style, or it draws what the model cannot read.
-        RegistryError: there is no such model to begin with.
+        RegistryError: there is no such model to start from.
         CheckpointError: its weights are damaged.
         AdaptationError: the model reads no image confidently, or there are too few.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
@@ -105,7 +104,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
     sources = Sources(parse_folder(settings.data), drawn=parse_style(settings.drawn) if settings.drawn else None)
     with tracked_run(f"adapt to {sources.data.short_name}, seed {settings.seed}") as run:
         parent, checkpoint = training.read_parent(settings.model)
-        if sources.drawn:  # what is wrong with the style is said before anything is read
+        if sources.drawn:  # an error in the style is raised before any image is read
             sources.drawn.samples(checkpoint.height, settings.seed, vocabulary=checkpoint.vocabulary)
         images = _images(settings, checkpoint.height)
         split = Split(
@@ -116,8 +115,8 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
         _log_run(settings.model_dump(), sources, split, checkpoint, recipe)
         training.log_parent(parent, checkpoint, checkpoint.vocabulary)
         logger.info(f"adapting {parent.uri} to {len(images.samples)} images, {len(images.held_out)} of them held out")
-        before = Round(0, checkpoint, _read(checkpoint, images.samples))
-        kept = _rounds(settings, sources, images, before, recipe)
+        initial = Round(0, checkpoint, _read(checkpoint, images.samples))
+        kept = _rounds(settings, sources, images, initial, recipe)
         mlflow.log_metrics({"best_round": kept.number})
         log_weights(kept.checkpoint.to_bytes())
         example = parse_folder(settings.data).path / images.samples[images.held_out[0]].name
@@ -126,7 +125,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
     return AdaptOutcome(
         run_id=run.info.run_id,
         rounds=kept.number,
-        confident_before=before.confident(settings.threshold),
+        confident_before=initial.confident(settings.threshold),
         confident=kept.confident(settings.threshold),
         images=len(images.samples),
         metrics=evaluation.metrics() if evaluation else {},
@@ -138,11 +137,11 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
 
 
 def _images(settings: AdaptSettings, height: int) -> _Images:
-    """Return the folder's images, a tenth of them, by the seed and their pixels, held out."""
+    """Return the folder's images; the seed and their pixels choose the tenth that is held out."""
     labelled = parse_folder(settings.data).samples(
         height, memory=ImageMemory(settings.image_memory), labelled=settings.labelled
     )
-    samples = [replace(sample, text="") for sample in labelled]  # from here on nobody knows
+    samples = [replace(sample, text="") for sample in labelled]  # no round sees a label
     held_out = [i for i, sample in enumerate(samples) if unit_hash(settings.seed, sample.digest) < HELD_OUT]
     if not held_out:
         raise AdaptationError(f"{settings.data}: {len(samples)} images are too few, none of them is held out; add some")
@@ -150,7 +149,7 @@ def _images(settings: AdaptSettings, height: int) -> _Images:
 
 
 def _rounds(settings: AdaptSettings, sources: Sources, images: _Images, before: Round, recipe: Recipe) -> Round:
-    """Train round after round, and return the last that made the model confident of more images.
+    """Train round after round; return the last one that made the model confident of more images.
 
     Raises:
         AdaptationError: no image is read confidently.
@@ -161,8 +160,8 @@ def _rounds(settings: AdaptSettings, sources: Sources, images: _Images, before: 
         selected = confident_readings(latest.readings, settings.threshold, images.learnable)
         if not selected:
             raise AdaptationError(
-                f"{settings.model} reads none of these images with a probability of {FLOOR} or more: it needs images "
-                "nearer to them first, drawn in their style or labelled by hand"
+                f"{settings.model} reads none of these images with a probability of {FLOOR} or more: train it "
+                "first on images more like them, drawn in their style or labelled by hand"
             )
         with tracked_run(f"round {number}", nested=True):
             checkpoint = _train_round(settings, sources, images, latest, selected, recipe)
@@ -175,10 +174,10 @@ def _rounds(settings: AdaptSettings, sources: Sources, images: _Images, before: 
 
 
 def confident_readings(readings: Sequence[Reading], threshold: float, among: Sequence[int]) -> list[int]:
-    """Return which of the readings to learn from, of those `among` which to choose.
+    """Return the indices, out of `among`, of the readings to learn from.
 
-    The confident ones, and of each character the most confident share of its readings (so of hard characters too, as
-    of hard classes in Zou et al., 2018, arXiv:1810.07911), where they reach the floor.
+    Those whose confidence is at least the threshold; and for each character the most confident tenth of its readings,
+    if their confidence is at least FLOOR: hard characters are learned too (Zou et al., 2018, arXiv:1810.07911).
     """
     selected = {i for i in among if readings[i].text and readings[i].confidence >= threshold}
     with_character: dict[str, list[int]] = {}
@@ -193,7 +192,7 @@ def confident_readings(readings: Sequence[Reading], threshold: float, among: Seq
 
 
 def _read(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[Reading]:
-    """Return what the model reads of the samples, with PyTorch: an export takes longer than it saves."""
+    """Return what the model reads of the samples, with PyTorch: an export would take longer than it saves."""
     recognizer = torch_recognizer(checkpoint.model())
     readings: dict[int, Reading] = {}
     for members, log_probs in recognizer.log_probs(sample.image for sample in samples):
@@ -209,7 +208,7 @@ def _train_round(
     selected: Sequence[int],
     recipe: Recipe,
 ) -> Checkpoint:
-    """Train on the readings selected; what was read of the images held out is what validation compares with."""
+    """Return the model trained on the selected readings; validation uses the readings of the images held out."""
     start, readings, seed = latest.checkpoint, latest.readings, settings.seed + latest.number + 1
     learned, compared = (
         [replace(images.samples[i], text=readings[i].text) for i in part] for part in (selected, images.held_out)
@@ -234,13 +233,13 @@ def _train_round(
 def _log_run(
     settings: dict[str, object], sources: Sources, split: Split, checkpoint: Checkpoint, recipe: Recipe
 ) -> None:
-    """Log what a self-training is asked to do, and what another training needs to go on from it."""
+    """Log the settings of a self-training, and what another training needs to start from its model."""
     kind = {"backbone": checkpoint.backbone, "height": checkpoint.height, "test_data": None}
     training.log_training({**settings, **kind}, sources, split, checkpoint.vocabulary, checkpoint.backbone, recipe)
 
 
 def _log_round(settings: AdaptSettings, latest: Round, previous: Round | None, images: _Images) -> None:
-    """Log what is read after a round; by the labels too, where the images are labelled."""
+    """Log a round's confidence and changes and, where the images are labelled, its exact match."""
     texts = [reading.text for reading in latest.readings]
     confident = latest.confident(settings.threshold)
     metrics = {

@@ -1,4 +1,4 @@
-"""The label budget: how well is read after training on so many labels, with and without drawn images."""
+"""The label budget: exact match against the number of labels trained on, with drawn images and without."""
 
 import logging
 import time
@@ -28,12 +28,12 @@ DEFAULTS = TrainSettings()
 ALONE, WITH_DRAWN = "labels_alone", "with_drawn"
 
 VALIDATION_EVERY = 10
-"""Every so many texts, the first among them, go to the validation part of a training with few labels."""
+"""In a training with few labels, the first of every VALIDATION_EVERY texts goes to the validation part."""
 
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """One training's test: `right` of `n` images, with so many labels. Of 0 labels, no training of its own."""
+    """The test of a training with `labels` labels, or with 0 of the parent itself: `right` of `n` images."""
 
     arm: str
     labels: int
@@ -47,25 +47,24 @@ class BudgetRow:
 def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[BudgetRow]:
     """Train on growing parts of a folder's labels, each in a nested run, and log the curve in the run above them.
 
-    Each seed splits off its own test part, a tenth of the texts, and reads it once for each training. The labels
-    are those of the other texts, in an order by the seed: fewer are always among more. A tenth of them chooses the
-    epoch. The trainings with drawn images go on from a model that has seen those alone; half of their batches are
-    drawn too. Metrics of all seeds are added up.
+    Each seed splits off its own test part, a tenth of the texts. The labels of the other texts have an order by the
+    seed, and a training takes the first ones; a tenth of these chooses the epoch. The trainings with drawn images
+    start from a model trained on drawn images alone, and half of every batch is drawn. The seeds are added up.
 
     Raises:
         DataError: the folder has problems, all logged first, or fewer labels than were asked for.
         StyleError: there is no such style.
-        RegistryError: there is no such model to go on from.
+        RegistryError: there is no such model to start from.
         TrainingError: a training cannot go on, or its exported model does not agree with it.
     """
     folder = parse_folder(settings.data)
     if settings.drawn:
-        parse_style(settings.drawn)  # what is wrong with it is said now, not after the first trainings
+        parse_style(settings.drawn)  # an error in it is raised now, not after the first trainings
     with tracked_run(f"label budget of {folder.short_name}"):
         parent = training.read_parent(settings.init) if settings.init else None
         samples = folder.samples(parent[1].height if parent else DEFAULTS.height)
         splits = [split(samples, seed) for seed in range(settings.seeds)]
-        fewest = min(len(each.train) + len(each.validation) for each in splits)  # what stands for all
+        fewest = min(len(each.train) + len(each.validation) for each in splits)  # the number shown for `all`
         if (most := max((count or 0 for count in settings.counts), default=0)) > fewest:
             raise DataError(
                 f"{settings.data}: {most} labels are asked for, but beside the test part there are {fewest}; "
@@ -91,7 +90,7 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
 
 
 def _trainings(settings: BudgetSettings) -> list[tuple[int | None, str, int]]:
-    """Return number of labels, arm and seed of each training, in their order; with 0 labels alone there is none."""
+    """Return number of labels, arm and seed of each training, in their order; none for 0 labels alone."""
     arms = (ALONE, WITH_DRAWN) if settings.drawn else (ALONE,)
     return [
         (count, arm, seed)
@@ -103,7 +102,7 @@ def _trainings(settings: BudgetSettings) -> list[tuple[int | None, str, int]]:
 
 
 def with_labels(whole: Split, count: int | None, seed: int) -> Split:
-    """Return a split that knows so many labels of its train and validation part, None for all; the test part stays."""
+    """Return a split with `count` of the labels outside its test part, None for all; the test part stays."""
     if count is None:
         return whole
     known = sorted([*whole.train, *whole.validation], key=lambda s: (unit_hash(seed, f"budget:{s.text}"), s.name))
@@ -116,7 +115,7 @@ def with_labels(whole: Split, count: int | None, seed: int) -> Split:
 
 
 def points(rows: Sequence[BudgetRow]) -> list[BudgetPoint]:
-    """Return the seeds of each arm and number of labels added up, with the 95 % Wilson interval."""
+    """Return a point for each arm and number of labels, its seeds added up, with the 95 % Wilson interval."""
     together: dict[tuple[str, int], list[BudgetRow]] = {}
     for row in rows:
         together.setdefault((row.arm, row.labels), []).append(row)
@@ -131,7 +130,7 @@ def points(rows: Sequence[BudgetRow]) -> list[BudgetPoint]:
 def _as_training(
     settings: BudgetSettings, seed: int, parent: tuple[Parent, Checkpoint] | None, with_drawn: bool
 ) -> TrainSettings:
-    """Return the settings of one training; with drawn images it goes on from the parent, which saw those alone."""
+    """Return the settings of one training; with drawn images it starts from the parent, trained on those alone."""
     return TrainSettings(
         data=settings.data,
         backbone=parent[1].backbone if parent else settings.backbone,
@@ -144,13 +143,13 @@ def _as_training(
 
 
 def _train_on_drawn(settings: BudgetSettings, recipe: Recipe) -> tuple[Parent, Checkpoint]:
-    """Train on drawn images alone, in a nested run, and return what came of it."""
-    asked = TrainSettings(data=f"draw:{settings.drawn}", backbone=settings.backbone, epochs=settings.drawn_epochs)
-    logger.info("\n%s, for the trainings with drawn images to go on from", asked.data)
+    """Train on drawn images alone, in a nested run, and return the trained model."""
+    drawn = TrainSettings(data=f"draw:{settings.drawn}", backbone=settings.backbone, epochs=settings.drawn_epochs)
+    logger.info("\n%s, for the trainings with drawn images to start from", drawn.data)
     with tracked_run(f"drawn images alone: {settings.drawn}", nested=True) as run:
-        sources = training.parse_sources(asked)
-        known = training.split_of(asked, sources)
-        training.learn(asked, sources, known, None, training.example_of(sources, known.test[0]), recipe)
+        sources = training.parse_sources(drawn)
+        known = training.split_of(drawn, sources)
+        training.learn(drawn, sources, known, None, training.example_of(sources, known.test[0]), recipe)
     return training.read_parent(f"runs:/{run.info.run_id}")
 
 
@@ -162,12 +161,12 @@ def _measure(
     with_drawn: bool,
     recipe: Recipe,
 ) -> Evaluation:
-    """Return what is read of the test part after a training on the other two, or of none by the parent."""
+    """Return the evaluation on the test part: after a training, or of the parent where there are no labels."""
     if known.train:
-        asked = _as_training(settings, seed, parent, with_drawn)
-        sources = training.parse_sources(asked)
+        own = _as_training(settings, seed, parent, with_drawn)
+        sources = training.parse_sources(own)
         example = training.example_of(sources, known.test[0])
-        return training.learn(asked, sources, known, parent if with_drawn else None, example, recipe)
+        return training.learn(own, sources, known, parent if with_drawn else None, example, recipe)
     assert parent  # without labels only where there is a model of drawn images
     evaluation = evaluate(captcha.load(parent[0].uri), known.test)
     log_test(evaluation)

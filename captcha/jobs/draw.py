@@ -51,7 +51,7 @@ def draw(
         logger.info("left out: " + ", ".join(f"{font.name} (lacks {missing})" for font, missing in lacking.items()))
     refuse_existing(out)
     page = None
-    if sheet:  # drawn first, so that what is wrong with the images beside is said before all are drawn
+    if sheet:  # drawn first, so that an error in the images beside comes before all are drawn
         real = [load_image(file) for file in some_images_in(beside)] if beside else []
         page = make_sheet([image for _, image in _draw_all(style, min(count, SHEET_IMAGES), seed, usable)], real)
     with tqdm(_draw_all(style, count, seed, usable), total=count, unit="image", disable=None, leave=False) as bar:
@@ -66,7 +66,7 @@ def _draw_all(style: Style, count: int, seed: int, fonts: Sequence[Path]) -> Ite
 
 
 def some_images_in(folder: Path) -> list[Path]:
-    """Return images of a folder, at most as many as a sheet shows, from all over the order of their names.
+    """Return at most SHEET_IMAGES images of a folder, evenly spaced in the order of their names.
 
     Raises:
         DataError: if there are none.

@@ -40,7 +40,7 @@ EPOCHS_PER_PICTURE = 5
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """What a training left behind."""
+    """The result of a training."""
 
     run_id: str
     metrics: dict[str, float]
@@ -52,13 +52,13 @@ class TrainOutcome:
 
 
 def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOutcome:
-    """Train in one tracked run, register the model, and return what came of it.
+    """Train in one tracked run, register the model, and return the outcome.
 
     Raises:
         DataError: the data has problems; all of them are logged first.
         StyleError, FontError: a style cannot be drawn.
-        RegistryError: there is no such model to go on from.
-        CheckpointError: the model to go on from is of another kind, or damaged.
+        RegistryError: there is no such model to start from.
+        CheckpointError: the model to start from is of another kind, or damaged.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
     sources = parse_sources(settings)
@@ -77,7 +77,7 @@ def parse_sources(settings: TrainSettings) -> Sources:
 
 
 def parent_of(settings: TrainSettings) -> tuple[Parent, Checkpoint] | None:
-    """Return the model that the training goes on from, None where it starts from scratch.
+    """Return the model that the training starts from, None where it starts from new weights.
 
     Raises:
         RegistryError: there is no such model.
@@ -89,7 +89,7 @@ def parent_of(settings: TrainSettings) -> tuple[Parent, Checkpoint] | None:
     if (checkpoint.backbone, checkpoint.height) != (settings.backbone, settings.height):
         raise CheckpointError(
             f"{parent.uri} is {checkpoint.backbone} for height {checkpoint.height}, not {settings.backbone} for "
-            f"{settings.height}: pass --backbone {checkpoint.backbone} --height {checkpoint.height} to go on from it"
+            f"{settings.height}: pass --backbone {checkpoint.backbone} --height {checkpoint.height} to start from it"
         )
     return parent, checkpoint
 
@@ -122,7 +122,7 @@ def learn(
     example: Path,
     recipe: Recipe = recipes.DEFAULT,
 ) -> Evaluation:
-    """Train on a split in the active run, log all that comes of it, and return what the model reads of the test part.
+    """Train on a split in the active run, log the results, and return the evaluation on the test part.
 
     Raises:
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
@@ -161,7 +161,7 @@ def learn(
 
 
 def vocabulary_of(settings: TrainSettings, sources: Sources, split: Split) -> Vocabulary:
-    """Return the vocabulary asked for, or that of the training labels and of the style drawn beside them."""
+    """Return the vocabulary of the settings, or that of the training labels and the style drawn beside them."""
     if settings.vocabulary:
         return Vocabulary(settings.vocabulary)
     drawn = [sources.drawn.style.alphabet] if sources.drawn else []
@@ -169,7 +169,7 @@ def vocabulary_of(settings: TrainSettings, sources: Sources, split: Split) -> Vo
     unseen = Counter(c for s in [*split.validation, *split.test] for c in vocabulary.missing(s.text))
     if unseen:
         listed = " ".join(sorted(unseen))
-        logger.warning("no training label holds %s: no held-back label with them can be read right", listed)
+        logger.warning("no training label holds %s: no validation or test label with them can be read right", listed)
     return vocabulary
 
 
@@ -191,10 +191,10 @@ def log_training(
 
 
 def log_parent(parent: Parent, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
-    """Log which model a training goes on from, and say what is new to it."""
+    """Log the model that a training starts from, and report the characters new to it."""
     mlflow.log_params({"init_used": parent.uri, "init_run": parent.run_id})
     new = checkpoint.vocabulary.missing(vocabulary.characters)
-    logger.info("going on from %s%s", parent.uri, f", new characters: {new}" if new else "")
+    logger.info("starting from %s%s", parent.uri, f", new characters: {new}" if new else "")
     if new == vocabulary.characters:
         logger.warning(
             "none of the characters %s is known to %s: its convolutions are reused, its output layer is learned "
@@ -204,13 +204,13 @@ def log_parent(parent: Parent, checkpoint: Checkpoint, vocabulary: Vocabulary) -
 
 
 def _warn_of_known_tests(settings: TrainSettings, parent: Parent) -> None:
-    """Say so where the test's folder is the one that the parent was trained on, split in another way."""
+    """Warn if the parent was trained on the test's folder, split in another way."""
     folder = Path(settings.test_data or settings.data)
     same_split = settings.test_data is None and parent.test_data == "none" and parent.seed == settings.seed
     if folder.is_dir() and folder.resolve() == Path(parent.data).resolve() and not same_split:
         logger.warning(
-            "%s has learned from %s, split in another way: the test's figures are better than they should be, where "
-            "it knows the images held back now; test on others with --test-data",
+            "%s was trained on %s, split in another way, so on some of the images of this test: its metrics will be "
+            "too good; test on others with --test-data",
             *(parent.uri, parent.data),
         )
 
@@ -218,7 +218,7 @@ def _warn_of_known_tests(settings: TrainSettings, parent: Parent) -> None:
 def schedule_of(
     split: Split, epochs: int, batch_size: int, learning_rate: float, patience: int, recipe: Recipe
 ) -> Schedule:
-    """Return the course of a training on a split's train part."""
+    """Return the schedule of a training on a split's train part."""
     steps_per_epoch = -(-max(recipe.epoch_images, len(split.train)) // batch_size)
     return Schedule(epochs, steps_per_epoch, learning_rate, patience, recipe)
 
@@ -238,14 +238,14 @@ def batches_of(sources: Sources, split: Split, size: int, seed: int, height: int
 def fit(
     model: Crnn, batches: Batches, split: Split, schedule: Schedule, keep_last: bool = False
 ) -> tuple[Crnn, list[dict[str, float]]]:
-    """Train the model, logging each epoch as it comes; return that of the best epoch, and the metrics of all.
+    """Train the model, log each epoch, and return the model of the epoch kept and the metrics of all epochs.
 
     Args:
-        model: new, or with the weights to go on from; it is changed.
+        model: new, or with the weights to start from; it is changed.
         batches: what to learn from.
         split: its validation side chooses the epoch.
         schedule: how long, and at which rates.
-        keep_last: where validation cannot tell, the last epoch's model in place of the best one's; nothing is printed.
+        keep_last: keep the last epoch's model, as where validation cannot tell which is best; print no epoch.
 
     Raises:
         TrainingError: the training cannot go on.
@@ -283,7 +283,7 @@ def _print_epoch(result: EpochResult, epochs: int) -> None:
             f"{'  *' if result.kept else ''}"
         )
     elif any(validation.predictions):  # the weights come from another training
-        logger.info(f"before training it reads {validation.exact_match:.2%} of the validation images")
+        logger.info(f"before training the model reads {validation.exact_match:.2%} of the validation images")
     if result.epoch == epochs // 3:
         _warn(diagnosis(result))
 

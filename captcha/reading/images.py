@@ -34,11 +34,11 @@ FRAME_STRIDE = 4
 
 Image = NDArray[np.uint8]
 ImageSource = str | os.PathLike[str] | bytes | Image | PIL.Image.Image
-"""What an image may be given as: `load_image` says more."""
+"""The forms in which `load_image` takes an image."""
 
 
 class ImageError(CaptchaError):
-    """What is given as an image is none that we read; one line that says why."""
+    """A source that is no image we read; one line that says why."""
 
 
 def load_image(source: ImageSource) -> Image:
@@ -115,7 +115,7 @@ def resize_to_height(image: Image, height: int) -> Image:
     rows, columns = image.shape[:2]
     if rows == height:
         return image
-    narrowest = -(-height // MAX_ASPECT)  # what is resized can be given again: rounding takes no aspect too far
+    narrowest = -(-height // MAX_ASPECT)  # what is resized can be given again: rounding must not exceed MAX_ASPECT
     width = max(narrowest, round(columns * height / rows))
     interpolation = cv2.INTER_AREA if rows > height else cv2.INTER_LINEAR
     return cv2.resize(image, (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
@@ -244,7 +244,7 @@ def _png(data: bytes) -> bytes:
 
 class _PngReader(PngImageFile):
     def _open(self) -> None:
-        """Scale the grey that stands for "transparent" as Pillow scales the pixels, of 2 and 4 bits, but not it."""
+        """Scale the grey that stands for "transparent" as Pillow scales 2- and 4-bit pixels, but not this grey."""
         super()._open()
         scale = {"L;2": 85, "L;4": 17}.get(str(self.tile[0].args))
         if scale and "transparency" in self.info:
@@ -252,7 +252,7 @@ class _PngReader(PngImageFile):
 
 
 def _jpeg(data: bytes) -> bytes:
-    """Return the first picture up to its end, without which Pillow would read it too."""
+    """Return the first picture up to its end marker; Pillow would accept a file without one."""
     position, segments, scans = 2, 0, 0
     while found := _MARKER.search(data, position):  # segments: 0xFF, marker, length, that many bytes less two
         marker = found.group()[-1]

@@ -22,7 +22,7 @@ FORMAT = 1
 MODEL_FILE = "model.onnx"
 SETTINGS_FILE = "recognizer.json"
 ARTIFACT = "recognizer"
-"""Name of its folder in a registered model."""
+"""Name of the recogniser's folder in a registered model."""
 
 COLUMNS_AT_ONCE = 8192
 """Columns of pixels that go through the model in one batch: bounds the memory, whatever the images' widths."""
@@ -31,12 +31,12 @@ Decoder = Literal["greedy", "beam"]
 
 
 class RecognizerError(CaptchaError):
-    """A folder that holds no sound recognizer, a model that does not answer as one, or an unknown setting; one line."""
+    """A folder that holds no sound recogniser, a model that does not answer as one, or an unknown setting; one line."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What an image says: the text, its probability, and of each character that against any other in its place."""
+    """What an image says: the text, its probability, and that of each character against any other in its place."""
 
     text: str
     confidence: float
@@ -46,7 +46,7 @@ class Reading:
 class Recognizer:
     """Reads images: `recognizer.read("captcha.png").text`, or many at once: `recognizer.read(paths)`.
 
-    It preprocesses and decodes as training measured it, whichever engine runs the model; threads may share one.
+    It preprocesses and decodes as in training's evaluations, whichever engine runs the model; threads may share it.
     `log_probs_of` is the model: it takes uint8 images (N, 3, height, W), RGB, and returns their log_probs
     (T, N, C), C being `vocabulary.classes`.
     """
@@ -60,7 +60,7 @@ class Recognizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Recognizer":
-        """Return the recognizer that `save_recognizer` wrote, run by ONNX Runtime on the CPU.
+        """Return the recogniser that `save_recognizer` wrote, run by ONNX Runtime on the CPU.
 
         Raises:
             RecognizerError: a file is missing, of an unknown format, damaged or not the one that was saved.
@@ -230,7 +230,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _settings_sha256(vocabulary: Vocabulary, height: int) -> str:
-    """Return the sha256 of what the settings say; of the file itself it could not stand in the file."""
+    """Return the sha256 of what the settings say: a file cannot hold its own."""
     content: dict[str, Any] = {"format": FORMAT, "height": height, "vocabulary": vocabulary.characters}
     return _sha256(json.dumps(content, sort_keys=True).encode())
 

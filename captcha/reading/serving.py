@@ -23,14 +23,14 @@ MAX_BEAM_WIDTH = 100
 
 
 class RequestError(MlflowException):
-    """What a caller did wrong, in one line: HTTP status 400."""
+    """The line that a caller gets: HTTP status 400, or 500 where the model is at fault."""
 
     def __init__(self, line: str, error_code: int = INVALID_PARAMETER_VALUE) -> None:
         super().__init__(line, error_code=error_code)
         self.line = line
 
     def serialize_as_json(self) -> str:
-        """Return the body of the server's answer: the line alone, MLflow's server would put the whole request first."""
+        """Return the body of the server's answer: the line alone; MLflow would put the whole request first."""
         self.message = self.line
         return str(super().serialize_as_json())  # type: ignore[no-untyped-call]
 
@@ -39,7 +39,7 @@ class CaptchaModel(PythonModel):
     """Reads the images of a request; all of them, or none where one is bad."""
 
     def load_context(self, context: Any) -> None:
-        """Load the recognizer, whose files are checked against their sha256."""
+        """Load the recogniser, whose files are checked against their sha256."""
         self.recognizer = Recognizer.load(Path(context.artifacts[ARTIFACT]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -75,7 +75,7 @@ class CaptchaModel(PythonModel):
         )
 
     def _images(self, values: "pd.Series[Any]") -> tuple[list[Image], list[str]]:
-        """Return the images, at once in the recognizer's height to need little memory, and what is wrong with rows."""
+        """Return the images, resized at once to need little memory, and what is wrong with rows."""
         images, problems = [], []
         for row, value in enumerate(values):
             try:

@@ -1,4 +1,4 @@
-"""Models in MLflow: a URI → the recognizer that reads, or what another training goes on from; logging both."""
+"""Models in MLflow: a URI → its recogniser, or the weights that another training starts from; both logged."""
 
 import base64
 import hashlib
@@ -29,7 +29,7 @@ LOGGED_MODEL = "recognizer"
 """Name of the model in the run that trained it."""
 
 WEIGHTS_FOLDER, WEIGHTS_FILE = "weights", "model.safetensors"
-"""Where a training run keeps what another can go on from; its sha256 is a tag of the run."""
+"""Where a run keeps the weights that another training can start from; their sha256 is a tag of the run."""
 
 SERVED_PACKAGES = ("mlflow", "onnxruntime", "numpy", "opencv-python-headless", "pillow")
 """What `captcha.reading` imports, and pandas, which comes with mlflow."""
@@ -48,7 +48,7 @@ SIGNATURE = ModelSignature(
 
 
 def load_recognizer(model_uri: str) -> Recognizer:
-    """Return the recognizer inside a registered model, or that of runs:/RUN_ID: the one that its server reads with.
+    """Return the recogniser of a registered model or of runs:/RUN_ID, the one that its server reads with.
 
     Raises:
         RegistryError: if there is no such model.
@@ -69,7 +69,7 @@ def load_recognizer(model_uri: str) -> Recognizer:
 
 @dataclass(frozen=True)
 class Parent:
-    """A trained model that another training goes on from."""
+    """A trained model that another training starts from."""
 
     uri: str
     """models:/NAME/VERSION, also where an alias was asked for, or runs:/RUN_ID."""
@@ -114,7 +114,7 @@ def _weights(uri: str, run: Run) -> bytes:
             weights = Path(path).read_bytes()
     except (MlflowException, OSError) as error:
         raise RegistryError(
-            f"{uri}: run {run_id} has no {name} to go on from ({first_line(error)}); name another"
+            f"{uri}: run {run_id} has no {name} to start from ({first_line(error)}); name another"
         ) from None
     digest = run.data.tags.get(f"sha256.{WEIGHTS_FILE}")  # runs of the first versions have no such tag
     if digest and digest != hashlib.sha256(weights).hexdigest():
@@ -137,7 +137,7 @@ def _run_behind(client: MlflowClient, uri: str) -> tuple[str, str]:
 
 
 def log_weights(content: bytes) -> None:
-    """Log a safetensors file that a training can go on from, and its sha256, to the active run."""
+    """Log a safetensors file that a training can start from, and its sha256, to the active run."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / WEIGHTS_FILE
         file.write_bytes(content)
@@ -146,9 +146,9 @@ def log_weights(content: bytes) -> None:
 
 
 def log_model(recognizer: Path, example: bytes) -> ModelInfo:
-    """Log the recognizer in that folder to the active run as a model that MLflow can serve.
+    """Log the recogniser in a folder to the active run as a model that MLflow can serve.
 
-    The model keeps the folder under its name in `artifacts/`; name it `ARTIFACT`, so that it is found there.
+    The folder must be named `ARTIFACT`: the model keeps it in `artifacts/` under its own name.
     `example` is an image file's content, for the model's input example.
     """
     package = Path(captcha.__file__).parent
@@ -173,12 +173,12 @@ def log_model(recognizer: Path, example: bytes) -> ModelInfo:
 
 
 def data_of(run: Run) -> str:
-    """Return what the run was trained on; `mlflow run` logs parameters as quoted for the shell, the tag is not."""
+    """Return what the run was trained on: the tag, as `mlflow run` logs params quoted for the shell."""
     return run.data.tags.get("data", run.data.params["data"])
 
 
 def logged_model(client: MlflowClient, run: Run) -> LoggedModel:
-    """Return the recognizer that a run has logged."""
+    """Return the recogniser that a run has logged."""
     outputs = run.outputs.model_outputs if run.outputs else []
     for output in outputs:
         model = client.get_logged_model(output.model_id)

@@ -1,4 +1,4 @@
-"""What a run holds: settings, inputs, the figures of each epoch, the test, files."""
+"""What a run holds: settings, inputs, pictures of predictions, the test's metrics and files."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ from captcha.settings import written
 
 
 def log_settings(settings: Mapping[str, object]) -> None:
-    """Log as params what the run does not have yet: `mlflow run` has logged some, and refuses another spelling.
+    """Log the settings that the run lacks as params: `mlflow run` has logged some, and MLflow lets none change.
 
     None is logged as it is written on the command line.
     """
@@ -27,10 +27,7 @@ def log_settings(settings: Mapping[str, object]) -> None:
 
 
 def log_inputs(split: Split, sources: Mapping[str, Source]) -> None:
-    """Log each side of a split as an input of the run, and as params its count and digest.
-
-    `sources` has where the sides `train`, `validation` and `test` come from.
-    """
+    """Log each side of a split, with its source, as an input of the run, and as params its count and digest."""
     sides = {"train": split.train, "validation": split.validation, "test": split.test}
     digests = {side: digest(samples) for side, samples in sides.items()}
     log_settings(

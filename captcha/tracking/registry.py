@@ -67,17 +67,17 @@ def _promote(client: MlflowClient, name: str, version: ModelVersion) -> str:
     except MlflowException:
         client.set_registered_model_alias(name, CHAMPION, number)
         return f"{name} version {number} registered, the first {CHAMPION}"
-    before, now = champion.tags, version.tags
-    if "exact_match" not in now:
+    old, new = champion.tags, version.tags
+    if "exact_match" not in new:
         return f"{name} version {number} registered; version {champion.version} stays {CHAMPION}: no labels to test on"
-    if before.get("test_digest") != now.get("test_digest"):
+    if old.get("test_digest") != new.get("test_digest"):
         reason = f"version {champion.version} stays {CHAMPION}: the two were tested on different images"
-    elif float(now["exact_match"]) > float(before["exact_match"]):
+    elif float(new["exact_match"]) > float(old["exact_match"]):
         client.set_registered_model_alias(name, CHAMPION, number)
-        reason = f"the new {CHAMPION}: {now['exact_match']} in place of {before['exact_match']} on the same test"
+        reason = f"the new {CHAMPION}: {new['exact_match']} in place of {old['exact_match']} on the same test"
     else:
-        reason = f"version {champion.version} stays {CHAMPION}: {before['exact_match']} on the same test"
-    return f"{name} version {number} registered with {now['exact_match']} exact match; {reason}"
+        reason = f"version {champion.version} stays {CHAMPION}: {old['exact_match']} on the same test"
+    return f"{name} version {number} registered with {new['exact_match']} exact match; {reason}"
 
 
 MODEL_DESCRIPTION = """Reads text CAPTCHAs: CRNN (convolutions, two bidirectional GRU layers) with CTC, on ONNX Runtime.
@@ -112,7 +112,7 @@ def _test_tags(params: dict[str, str], metrics: dict[str, float]) -> dict[str, s
 
 def _version_description(run: Run) -> str:
     params, metrics = run.data.params, run.data.metrics
-    start = f" going on from {params['init_used']}," if "init_used" in params else ""
+    start = f", started from {params['init_used']}," if "init_used" in params else ""
     trained = f"{params['backbone']}{start} trained on `{data_of(run)}`, seed {params['seed']}"
     if "test/exact_match" not in metrics:
         return f"{trained}: not tested, there were no labels."

@@ -17,7 +17,7 @@ from captcha.settings import EXPERIMENT_NAME, project_root
 
 
 class RegistryError(CaptchaError):
-    """Something that is not where MLflow was asked for it; one line that says what to do."""
+    """A run or model that MLflow does not have, or not whole; one line that says what to do."""
 
 
 def connect() -> None:
@@ -37,10 +37,7 @@ def connect() -> None:
 
 
 def _make_database(database: Path) -> None:
-    """Let MLflow make its tables aside, then give the file its name: trainings may start together in a new folder.
-
-    Two at once in one file stumble over each other's tables.
-    """
+    """Let MLflow make its tables in a file aside, then give that its name: two processes in one file would clash."""
     with tempfile.TemporaryDirectory(dir=database.parent, prefix=".mlflow-", ignore_cleanup_errors=True) as aside:
         made = Path(aside, database.name)
         MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
@@ -50,10 +47,10 @@ def _make_database(database: Path) -> None:
 
 @contextlib.contextmanager
 def tracked_run(run_name: str, nested: bool = False) -> Iterator[Run]:
-    """Start a run, or go on with the one that `mlflow run` has made; end it FINISHED, FAILED or KILLED.
+    """Start a run, or resume the one that `mlflow run` has made; end it FINISHED, FAILED or KILLED.
 
-    Standing alone, runs go to the experiment `captcha`; nested ones stand under the active run, which has the system
-    metrics of them all.
+    A nested run belongs to the active one, which logs the system metrics of both; others go to the experiment
+    `captcha`.
     """
     if not nested:
         connect()
@@ -72,7 +69,7 @@ def tracked_run(run_name: str, nested: bool = False) -> Iterator[Run]:
 
 
 def _end_run(status: str) -> None:
-    """End the run; MLflow's lines about where to see it leave standard output to the results."""
+    """End the run; MLflow's lines about it go to standard error, as standard output is for results."""
     with contextlib.redirect_stdout(sys.stderr):
         mlflow.end_run(status)
 
@@ -87,7 +84,7 @@ def _set_experiment() -> None:
 
 
 def _leave_unusable_run() -> None:
-    """Turn from a run of `mlflow run` whose artifacts nobody can write, to one of our own.
+    """Leave a run of `mlflow run` whose artifacts cannot be written, for one of our own.
 
     Where `mlflow ui` has made the database, the default experiment keeps its artifacts behind that server
     (mlflow-artifacts:/0), and a process that writes to the database directly cannot reach them.

@@ -18,7 +18,7 @@ def augment(
     Args:
         images: (N, 3, H, W), uint8.
         strength: 0 changes nothing, 1 is the full range of every change.
-        full: these ranges.
+        full: the full ranges.
         generator: on the images' device; the same state gives the same changes.
     """
     pixels = images.float()
@@ -32,7 +32,7 @@ def augment(
 
 
 def _uniform(images: Tensor, low: float, high: float, generator: Generator, shape: tuple[int, ...] = ()) -> Tensor:
-    """Return one random number an image, (N, *shape)."""
+    """Return random numbers from low to high, (N, *shape)."""
     return torch.rand((len(images), *shape), generator=generator, device=images.device) * (high - low) + low
 
 
@@ -70,8 +70,8 @@ def _cross(images: Tensor, strength: float, generator: Generator, full: Augmenta
     rows = torch.arange(height, device=images.device).view(1, height, 1)
     columns = torch.linspace(0, 1, width, device=images.device).view(1, 1, width)
     for _ in range(full.lines):
-        chosen = torch.rand(len(images), generator=generator, device=images.device) < full.line_share * strength
-        crossed = images[chosen]
+        selected = torch.rand(len(images), generator=generator, device=images.device) < full.line_share * strength
+        crossed = images[selected]
         phase = _uniform(crossed, 0, 2 * math.pi, generator, (1, 1))
         waves = _uniform(crossed, 0.3, 1.5, generator, (1, 1)) * (2 * math.pi)
         swing = _uniform(crossed, 0, height / 4, generator, (1, 1))
@@ -80,7 +80,7 @@ def _cross(images: Tensor, strength: float, generator: Generator, full: Augmenta
         half_width = _uniform(crossed, 0.3, 1.2, generator, (1, 1)) * (height / 64)
         cover = (half_width + 0.5 - (rows - middle).abs()).clamp(0, 1).unsqueeze(1)
         colour = _uniform(crossed, 0, 255, generator, (3, 1, 1))
-        images[chosen] = crossed.lerp(colour, cover)
+        images[selected] = crossed.lerp(colour, cover)
     return images
 
 

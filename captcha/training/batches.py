@@ -15,7 +15,7 @@ from captcha import CaptchaError
 from captcha.data.samples import Sample
 from captcha.data.sources import DrawnSamples
 
-WORKERS = 4  # at the most: each draws some hundred images a second
+WORKERS = 4  # at most; each draws some hundred images a second
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Batches:
     """Number of the first drawn sample to learn from."""
 
     def numbers(self, step: int) -> list[int]:
-        """Return which samples a step learns from: the folder's, and counted on from their end the drawn ones."""
+        """Return the numbers of a step's samples; those of drawn ones follow the folder's last."""
         drawn = 0 if self.drawn is None else self.size // 2 if self.folder else self.size
         real = self.size - drawn
         places = range(step * real, (step + 1) * real)
@@ -78,14 +78,14 @@ def _permutation(count: int, seed: int, turn: int) -> NDArray[np.int64]:
 
 
 class _Unkept(Dataset[Sample | int | CaptchaError]):
-    """What workers make: samples drawn, or read. Of those in memory, which stay where they are, the number."""
+    """What workers return: samples drawn or read; of a sample in memory, which stays there, the number."""
 
     def __init__(self, folder: Sequence[Sample], drawn: DrawnSamples | None) -> None:
         self.to_read = [None if sample.kept else sample for sample in folder]
         self.drawn = drawn
 
     def __getitem__(self, index: int) -> Sample | int | CaptchaError:
-        """Hand over an error that a person can mend as it is: raised, it would come with the worker's stack."""
+        """Return a CaptchaError in place of a sample: raised, it would come with the worker's stack."""
         try:
             if index >= len(self.to_read):
                 assert self.drawn is not None

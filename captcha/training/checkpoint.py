@@ -24,12 +24,12 @@ HEAD_AXES = {"head.weight": 1, "head.bias": 0, "local_head.weight": 0, "local_he
 
 
 class CheckpointError(CaptchaError):
-    """Weights that a training cannot go on from; one line that says why and what to do."""
+    """Weights that a training cannot start from; one line that says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model, whichever process trained it: what another training goes on from."""
+    """A trained model on the CPU, apart from any run: what another training starts from."""
 
     backbone: str
     vocabulary: Vocabulary
@@ -45,7 +45,7 @@ class Checkpoint:
 
     @classmethod
     def from_bytes(cls, content: bytes, meaning: Mapping[str, str] | None = None) -> Self:
-        """Return what `to_bytes` made; the first versions kept the meaning beside the file, which may be given.
+        """Return what `to_bytes` saved; `meaning` completes a file of the first versions, which lacks it.
 
         Raises:
             CheckpointError: the file is damaged, of an unknown format, or does not say what its weights mean.
@@ -112,6 +112,6 @@ def warm_start(model: Crnn, checkpoint: Checkpoint) -> None:
     except (KeyError, ValueError, RuntimeError) as error:  # how torch tells of names and shapes that do not fit
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"the weights to go on from do not fit this model, another version may have trained them: {reason:.200}; "
+            f"the weights to start from do not fit this model, another version may have trained them: {reason:.200}; "
             "train without --init"
         ) from None

@@ -38,7 +38,7 @@ def to_onnx(model: Crnn) -> bytes:
 
 
 def torch_recognizer(model: Crnn) -> Recognizer:
-    """Return a recognizer whose engine is PyTorch, in single precision, on the model's device."""
+    """Return a recogniser whose engine is PyTorch, in single precision, on the model's device."""
     device = next(model.parameters()).device
 
     def log_probs_of(images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -24,10 +24,10 @@ from captcha.training.recipe import Recipe
 from captcha.training.schedule import Schedule, Standing
 
 DIAGNOSED_EPOCH = 5
-"""Before it, reading nothing yet is no sign of being stuck."""
+"""Before this epoch, empty readings do not mean that the training is stuck."""
 
 OVERFITTED_MATCH = 0.5
-OVERFITTED_SHARE = 0.1  # of the validation loss: a training loss below it
+OVERFITTED_SHARE = 0.1  # a training loss below this share of the validation loss
 
 Progress = Callable[[range], Iterable[int]]
 
@@ -38,11 +38,11 @@ class TrainingError(CaptchaError):
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What an epoch gave. Epoch 0 is the model before training, with no loss of its own."""
+    """The result of an epoch. Epoch 0 is the model before training, with no loss of its own."""
 
     epoch: int
     model: Crnn
-    """The averaged model as of this epoch, on the device of the training; it changes with the next."""
+    """The averaged model as of this epoch, on the device of the training; the next epoch changes it."""
     validation: Evaluation
     kept: bool
     """Whether this epoch's model takes the place of the one kept so far."""
@@ -53,7 +53,7 @@ class EpochResult:
     epoch_seconds: float
 
     def metrics(self) -> dict[str, float]:
-        """Return what is logged of an epoch, by name."""
+        """Return the metrics of an epoch by the names they are logged under."""
         validation = self.validation
         metrics = {"val/loss": validation.loss, "val/exact_match": validation.exact_match, "val/cer": validation.cer}
         if self.train_loss is not None:
@@ -67,7 +67,7 @@ class EpochResult:
 
 
 class TrainingState:
-    """All that a training knows between two steps: saved and loaded, it goes on as if nothing had been.
+    """All that a training changes: saved and loaded between two steps, it continues as if uninterrupted.
 
     Batches, augmentation and dropout are not part of it: they follow from the seed and the step.
     """
@@ -89,11 +89,11 @@ class TrainingState:
 
     @property
     def average(self) -> Crnn:
-        """The moving average of the weights: the model that counts."""
+        """The moving average of the weights: the model that is evaluated and kept."""
         return cast(Crnn, self.averaging.module)
 
     def keep(self, epoch: int) -> None:
-        """Take the averaged weights as they are now for the training's result so far."""
+        """Keep a copy of the averaged weights as the training's result so far."""
         self.kept_epoch = epoch
         self.kept = {name: value.detach().cpu().clone() for name, value in self.average.state_dict().items()}
 
@@ -111,7 +111,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` returned for a training of the same settings.
+        """Restore what `state_dict` returned for a training of the same settings.
 
         Raises:
             RuntimeError, ValueError: it is of another model.
@@ -138,10 +138,10 @@ def train_epochs(
     schedule: Schedule,
     progress: Progress = iter,
 ) -> Iterator[EpochResult]:
-    """Go on with a training, yielding after each epoch; it stops early where validation stands still.
+    """Train from the state on, yielding after each epoch; `Schedule` says when it stops early.
 
     Args:
-        state: where it stands, new or loaded; it is up to date whenever `progress` is asked for the next step.
+        state: new or loaded; up to date, so that it can be saved, whenever `progress` is asked for the next step.
         batches: what to learn from.
         validation: samples that choose the epoch.
         schedule: how long, and at which rates.
@@ -153,10 +153,10 @@ def train_epochs(
     """
     recognizer = torch_recognizer(state.average)
     if state.standing is None:
-        before = evaluate(recognizer, validation)
-        state.standing = Standing(0, schedule.epochs, before.exact_match, before.loss)
+        evaluation = evaluate(recognizer, validation)
+        state.standing = Standing(0, schedule.epochs, evaluation.exact_match, evaluation.loss)
         state.keep(0)
-        yield EpochResult(0, state.average, before, True, None, schedule.learning_rate, 0.0, 0.0)
+        yield EpochResult(0, state.average, evaluation, True, None, schedule.learning_rate, 0.0, 0.0)
     row = batches.from_step(state.step)
     while not state.standing.ended:
         epoch = state.standing.epoch + 1
@@ -228,8 +228,8 @@ def diagnosis(last: EpochResult) -> str | None:
     if last.validation.exact_match < OVERFITTED_MATCH and last.train_loss < OVERFITTED_SHARE * last.validation.loss:
         return (
             f"after {last.epoch} epochs the training images are nearly known by heart (loss {last.train_loss:.2f}), "
-            f"but {last.validation.exact_match:.0%} of validation's are read (loss {last.validation.loss:.2f}): more "
-            "images will help, more epochs will not; check the labels too"
+            f"but {last.validation.exact_match:.0%} of the validation images read (loss {last.validation.loss:.2f}): "
+            "more images will help, more epochs will not; check the labels too"
         )
     return None
 

@@ -49,7 +49,7 @@ def compact_backbone(pretrained: bool = False) -> tuple[nn.Module, int]:
     """Return a small residual net, (N, 3, H, W) → (N, 128, H/16, W/4), and its output channels.
 
     Raises:
-        PretrainedError: pretrained weights are asked for, which it has none of.
+        PretrainedError: pretrained weights are asked for, and there are none.
     """
     if pretrained:
         raise PretrainedError("pretrained weights exist for backbone resnet18 only, not for compact")
@@ -139,8 +139,8 @@ class Crnn(nn.Module):
         self.gru = nn.GRU(channels, HIDDEN, num_layers=2, bidirectional=True, dropout=dropout)
         self.head = nn.ConvTranspose1d(2 * HIDDEN, classes, 2, 2)  # a linear layer for each frame of a pair
         self.local_head = nn.Conv1d(channels, classes, 3, 1, 1)
-        # A correction begins at nothing, and the blank with its prior: from even odds, some trainings learn for ten
-        # epochs where characters stand before they tell them apart (as for rare classes, Lin et al., arXiv:1708.02002).
+        # The GRU's correction starts at zero, the blank at its prior: from even odds, some trainings learn where
+        # characters stand for ten epochs before they tell them apart (see Lin et al., 2017, arXiv:1708.02002).
         nn.init.zeros_(self.head.weight)
         with torch.no_grad():
             cast(Tensor, self.local_head.bias)[BLANK] = math.log(blank_prior / (1 - blank_prior) * (classes - 1))
@@ -160,12 +160,12 @@ class Crnn(nn.Module):
         """Return log_probs (T, N, C), natural logarithm, from images (N, 3, H, W) with values 0 to 255.
 
         The logits are a sum: what the convolutions see at a frame, and what the GRU adds for its surroundings.
-        In training the GRU takes part for a random `gru_weight` of the images, in reading it counts so much (as whole
-        layers do in Huang et al., 2016, arXiv:1603.09382). So each character is learned by its looks first, and the
-        GRU, which could learn whole training images by heart, stays a correction.
+        In training the GRU takes part for a random share `gru_weight` of the images; in reading its logits are
+        multiplied by `gru_weight` (as whole layers are in Huang et al., 2016, arXiv:1603.09382). So each character is
+        learned by its looks first, and the GRU, which could learn training images by heart, stays a correction.
         """
         features = self.dropout(self.features(images))
-        # On a CPU in single precision always: there, the GRU's many small steps are slower in bfloat16.
+        # On a CPU always in single precision: the GRU's many small steps are slower there in bfloat16.
         mixed = features.is_cuda and torch.is_autocast_enabled("cuda")
         with torch.autocast(features.device.type, enabled=mixed):
             features = features.float()

@@ -9,11 +9,11 @@ class Augmentation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rotation: float = Field(5, ge=0, le=180, description="degrees to each side")
-    slant: float = Field(0.2, ge=0, description="columns a row")
+    slant: float = Field(0.2, ge=0, description="columns per row")
     size: float = Field(0.12, ge=0, description="natural logarithm of the scale")
-    stretch: float = Field(0.05, ge=0, description="likewise, of the width against the height")
-    shift_x: float = Field(0.1, ge=0, description="to each side")
-    shift_y: float = Field(0.12, ge=0, description="up or down, of half the height")
+    stretch: float = Field(0.05, ge=0, description="natural logarithm of the width's scale against the height's")
+    shift_x: float = Field(0.1, ge=0, description="greatest shift to each side")
+    shift_y: float = Field(0.12, ge=0, description="greatest shift up or down, in halves of the height")
     bend: float = Field(0.02, ge=0, description="standard deviation of the bending field")
     lines: int = Field(3, ge=0, description="lines across an image, each with the probability line_share")
     line_share: float = Field(0.4, ge=0, le=1, description="probability of each of these lines")
@@ -27,31 +27,26 @@ class Augmentation(BaseModel):
 
 
 class Recipe(BaseModel):
-    """What a training does where nobody says otherwise. Not on the command line; a tuning reaches it from Python."""
+    """The numbers that a training takes by default. No options set them; a tuning does so from Python."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epoch_images: int = Field(
-        500, ge=1, description="images in an epoch at the least: a smaller folder is gone through several times"
-    )
-    warm_up_steps: int = Field(200, ge=1, description="steps of the rate's rise; a tenth of a short training at most")
-    decay_part: int = Field(6, ge=1, description="the rate falls over this part of the epochs, the sixth")
+    epoch_images: int = Field(500, ge=1, description="fewest images in an epoch: a smaller folder is repeated")
+    warm_up_steps: int = Field(200, ge=1, description="steps over which the rate rises, at most a tenth of all")
+    decay_part: int = Field(6, ge=1, description="the rate decays over the epochs divided by this")
     augmentation_ramp: float = Field(
         0.1, gt=0, le=1, description="share of the training over which the augmentation grows to its full strength"
     )
-    weight_decay: float = Field(0.01, ge=0, description="of matrices and kernels, decoupled")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled, of matrices and kernels")
     gradient_norm: float = Field(5.0, gt=0, description="a longer gradient is cut to this length")
     average_decay: float = Field(
-        0.99, ge=0, lt=1, description="of the moving average of the weights, the model that counts"
+        0.99, ge=0, lt=1, description="of the moving average of the weights, the model that is evaluated and kept"
     )
     keep_confidence: float = Field(
-        0.68, gt=0, lt=1, description="of the interval below which an epoch is worse than the best one, not by chance"
+        0.68, gt=0, lt=1, description="of the interval of the best exact match, below which no epoch is kept"
     )
     gru_weight: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="share of a batch's images in whose logits the GRU takes part; its weight in reading",
+        0.5, ge=0, le=1, description="share of a batch's images in whose logits the GRU has part; its weight in reading"
     )
     blank_prior: float = Field(0.75, gt=0, lt=1, description="probability of the blank in a frame, before training")
     augmentation: Augmentation = Augmentation()

@@ -10,8 +10,8 @@ from captcha.training.recipe import Recipe
 class Schedule:
     """The course of a training as planned; steps count from 0, epochs from 1.
 
-    The learning rate rises in a straight line over the warm-up, is level, and falls to zero over the last
-    `decay_epochs`, whichever these turn out to be: a training ends early where validation stands still.
+    The learning rate rises linearly over the warm-up, stays level, and decays to zero over the last `decay_epochs`.
+    Stops early: after `patience` epochs without a better validation result the rate decays to zero, then training ends.
     """
 
     epochs: int
@@ -22,7 +22,7 @@ class Schedule:
 
     @property
     def decay_epochs(self) -> int:
-        """Epochs over which the rate falls."""
+        """Epochs over which the rate decays."""
         return max(1, self.epochs // self.recipe.decay_part)
 
     def rate(self, step: int, last_epoch: int) -> float:
@@ -40,8 +40,8 @@ class Schedule:
     def keeps(self, match: float, highest_match: float, count: int) -> bool:
         """Tell whether an epoch's model takes the place of the one kept, by exact match on `count` images.
 
-        The latest epoch does that is as good as the best one, chance apart: it has learned longer, at a lower rate at
-        last. The best of many by some dozens of images is the luckiest, too.
+        The latest epoch that is as good as the best one, except for chance, is kept: it has learned for longer, and at
+        a lower rate; and the best of many epochs, measured on few images, is partly the luckiest.
         """
         return match >= wilson_interval(round(highest_match * count), count, self.recipe.keep_confidence)[0]
 
@@ -63,10 +63,10 @@ class Standing:
         return self.epoch >= self.last_epoch
 
     def after_epoch(self, match: float, loss: float, schedule: Schedule) -> "Standing":
-        """Return where it stands after one epoch more.
+        """Return the standing after one more epoch.
 
-        Better are more exact matches, or a loss lower than ever while some are missing; nothing read yet is no
-        standstill either. After `patience` epochs that are not better, the rate's fall begins.
+        An epoch is better if its exact match is higher than ever, or its loss is lower than ever while exact match is
+        below 1, or no epoch has read any image yet. After `patience` epochs that are not, the rate's decay begins.
         """
         better = match > self.highest_match or (loss < self.lowest_loss and match < 1) or not self.highest_match
         waited = 0 if better else self.waited + 1

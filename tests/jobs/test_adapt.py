@@ -171,11 +171,11 @@ def test_it_ends_with_the_first_round_that_gains_no_more_images_and_keeps_the_on
     assert "exact_match" not in version.tags
     assert (
         version.description
-        == f"compact going on from {model}, trained on `{folder}`, seed 0: not tested, there were no labels."
+        == f"compact, started from {model}, trained on `{folder}`, seed 0: not tested, there were no labels."
     )
     assert adapt_summary(outcome).splitlines()[:3] == [
         "",
-        "the model of round 1 is confident of 50 of 60 images, the one before was of 30",
+        "the model of round 1 is confident of 50 of 60 images, the model it began with was confident of 30",
         "adapted version 1 registered, the first champion",
     ]
     assert adapt_summary(outcome).endswith(f"captcha predict {outcome.example} --model models:/adapted@champion")

@@ -369,8 +369,8 @@ def test_a_training_goes_on_from_a_registered_model_with_other_characters(
     # What it knows it reads as before; the new class can take a frame of a model so little trained, not many.
     assert history[0].value == pytest.approx(before.cer, abs=0.1)
     assert before.cer < 0.8, "else an untrained model would do"
-    assert "going on from models:/two-digits/1, new characters: x" in gone_on.lines
-    assert any(line.startswith("before training it reads ") for line in gone_on.lines)
+    assert "starting from models:/two-digits/1, new characters: x" in gone_on.lines
+    assert any(line.startswith("before training the model reads ") for line in gone_on.lines)
     assert not any("warning" in line for line in gone_on.lines)
 
 
@@ -381,7 +381,7 @@ def test_the_run_and_the_version_tell_what_they_went_on_from(trained: Trained, g
     assert params["init_run"] == trained.outcome.run_id
     version = MlflowClient().get_model_version("gone on", "1")
     assert version.tags["init"] == "models:/two-digits/1"
-    assert "compact going on from models:/two-digits/1, trained on `" in str(version.description)
+    assert "compact, started from models:/two-digits/1, trained on `" in str(version.description)
     assert "init" not in MlflowClient().get_model_version("two-digits", "1").tags
 
 
@@ -392,12 +392,12 @@ def test_the_run_and_the_version_tell_what_they_went_on_from(trained: Trained, g
         (
             {"init": "models:/two-digits/1", "height": 48},
             "models:/two-digits/1 is compact for height 32, not compact for 48: "
-            "pass --backbone compact --height 32 to go on from it",
+            "pass --backbone compact --height 32 to start from it",
         ),
         (
             {"init": "models:/two-digits/1", "backbone": "resnet18"},
             "models:/two-digits/1 is compact for height 32, not resnet18 for 32: "
-            "pass --backbone compact --height 32 to go on from it",
+            "pass --backbone compact --height 32 to start from it",
         ),
     ],
     ids=["nobody", "height", "backbone"],
@@ -441,7 +441,7 @@ def test_a_person_is_warned_where_no_character_is_known_or_the_test_may_be(
         warnings("0", data=elsewhere, test_data=here),  # all of it, the part trained on too
         warnings("0", replace(parent, test_data=elsewhere), data=here),  # none was held back of it
     ):
-        assert [line[:44] for line in learned] == ["models:/two-digits/1 has learned from " + here[:6]]
+        assert [line[:44] for line in learned] == ["models:/two-digits/1 was trained on " + here[:8]]
 
 
 # What goes wrong
@@ -617,7 +617,7 @@ def test_characters_that_training_never_saw_are_named(
     monkeypatch.setattr(job, "train_epochs", mock.Mock(side_effect=TrainingError("far enough")))
     with listen() as lines, pytest.raises(TrainingError, match="far enough"):
         train(settings(data=str(folder), test_data=str(other_folders[1])))
-    assert lines[0] == "warning: no training label holds c d: no held-back label with them can be read right"
+    assert lines[0] == "warning: no training label holds c d: no validation or test label with them can be read right"
     assert latest_run().data.params["vocabulary_used"] == "0123456789"
 
 

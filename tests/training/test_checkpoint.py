@@ -69,7 +69,7 @@ def test_weights_that_do_not_fit_are_one_line_that_says_what_to_do() -> None:
         weights | {"local_head.bias": torch.zeros(12)},
     ):
         with pytest.raises(
-            CheckpointError, match=r"^the weights to go on from do not fit [^\n]*; train without --init$"
+            CheckpointError, match=r"^the weights to start from do not fit [^\n]*; train without --init$"
         ):
             replace(checkpoint, weights=unfit).model()
 

@@ -522,7 +522,7 @@ def test_a_training_that_reads_one_text_everywhere_does_not_see_the_images() -> 
 def test_a_training_that_knows_its_images_by_heart_needs_more_of_them() -> None:
     line = diagnosis(epoch(50, ["274", "0", "9", "3"], 0.02, 6.0))
     assert line is not None
-    assert "nearly known by heart (loss 0.02), but 25% of validation's are read (loss 6.00)" in line
+    assert "nearly known by heart (loss 0.02), but 25% of the validation images read (loss 6.00)" in line
 
 
 def test_a_training_that_goes_well_is_left_in_peace() -> None:
