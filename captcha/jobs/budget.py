@@ -52,7 +52,7 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
     start from a model trained on drawn images alone, and half of every batch is drawn. The seeds are added up.
 
     Raises:
-        DataError: the folder has problems, all logged first, or fewer labels than were asked for.
+        DataError: the folder has problems, all logged first, or fewer labels than the settings name.
         StyleError: there is no such style.
         RegistryError: there is no such model to start from.
         TrainingError: a training cannot go on, or its exported model does not agree with it.

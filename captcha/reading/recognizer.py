@@ -99,9 +99,8 @@ class Recognizer:
     ) -> Reading | list[Reading]:
         """Return what an image says, or what each of several says, in their order.
 
-        An image is whatever `load_image` takes: the path of a file, its content as bytes, an array (H, W, 3) of
-        uint8 RGB, or a PIL image; of any size. Images go through the model together with those of the same padded
-        width only: a reading does not depend on the images that came with it.
+        An image, of any size, is whatever `load_image` takes. It goes through the model only together with images of
+        the same padded width: a reading does not depend on the images that came with it.
 
         Raises:
             ImageError: an image cannot be read; among several, its place is named.

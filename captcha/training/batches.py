@@ -67,7 +67,7 @@ class Batches:
 
 
 def shuffled(count: int, seed: int, place: int) -> int:
-    """Return which of `count` samples stands at a place of an endless row; each comes once before any comes again."""
+    """Return which of `count` samples stands at a place of an endless order; each comes once before any comes again."""
     turn, within = divmod(place, count)
     return int(_permutation(count, seed, turn)[within])
 
