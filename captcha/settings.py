@@ -100,7 +100,7 @@ class AdaptSettings(Settings):
     data: Annotated[str, Folder()] = Field(description="folder of images; their names are not read as labels")
     model: str = Field(CHAMPION_URI, description="trained model to start from, written as for --init of train")
     drawn: Style = Field(
-        None, description="style whose images, drawn during training, fill half of every batch; best the model's own"
+        None, description="style whose images, drawn during training, fill half of every batch; the model's own is best"
     )
     labelled: bool = Field(
         False, description="the folder is labelled: report exact match by its labels, but learn nothing from them"
@@ -110,7 +110,7 @@ class AdaptSettings(Settings):
         0.9, gt=0, lt=1, description="probability of a whole text from which on its reading counts as confident"
     )
     rounds: int = Field(
-        8, ge=1, description="maximum number of rounds; the first without more confident readings is the last"
+        8, ge=1, description="maximum number of rounds; the first that adds no confident reading is the last"
     )
     epochs: Epochs = Field(4, description="epochs in a round")
     batch_size: BatchSize = Field(16, ge=2)
@@ -132,7 +132,7 @@ class BudgetSettings(Settings):
         None, description="model that the trainings with drawn images start from; none: one is trained first"
     )
     drawn_epochs: Epochs = Field(20, description="epochs of the first training, on drawn images alone")
-    backbone: Backbone = Field("resnet18", description="resnet18, or compact (for CPUs); with --init that model's")
+    backbone: Backbone = Field("resnet18", description="resnet18, or compact (for CPUs); --init brings its own")
     epochs: Epochs = Field(50, description="maximum number of epochs of every other training")
 
     @field_validator("labels")

@@ -66,7 +66,7 @@ class ImageMemory:
         self.bytes_left = megabytes * 1e6
 
     def holds(self, image: Image) -> bool:
-        """Tell whether an image still fits, and if so count it in."""
+        """Return whether an image still fits, and if so count it in."""
         fits = image.nbytes <= self.bytes_left
         self.bytes_left -= image.nbytes if fits else 0
         return fits

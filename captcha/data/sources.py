@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 DRAWN_IMAGES = 2500
 """Images that a style draws to be split; the train part sets an epoch's length, training itself draws others."""
 
-REDRAWN = 1 << 40  # to the number drawn in place of a text held back: far beyond any training's
+REDRAWN = 1 << 40  # from a number whose text is held back to that drawn instead: far beyond any training's
 
 
 @dataclass(frozen=True)

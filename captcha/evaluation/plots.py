@@ -95,12 +95,12 @@ def budget_figure(points: Sequence[BudgetPoint]) -> Figure:
     axes = figure.subplots()
     for arm in dict.fromkeys(point.arm for point in points):
         curve = sorted((point for point in points if point.arm == arm), key=lambda point: point.labels)
-        matches = [point.right / point.n for point in curve]
-        below = [match - point.low for match, point in zip(matches, curve, strict=True)]
-        above = [point.high - match for match, point in zip(matches, curve, strict=True)]
+        measured = [point.right / point.n for point in curve]
+        below = [share - point.low for share, point in zip(measured, curve, strict=True)]
+        above = [point.high - share for share, point in zip(measured, curve, strict=True)]
         axes.errorbar(
             [point.labels for point in curve],
-            matches,
+            measured,
             (below, above),
             marker="o",
             capsize=3,

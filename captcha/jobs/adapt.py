@@ -36,7 +36,7 @@ HELD_OUT = 0.1
 """Share of the images that no round learns from."""
 
 CONFIDENT_SHARE, FLOOR = 0.1, 0.5
-"""For each character, the most confident tenth of its readings is learned from too, if of at least this confidence."""
+"""Of each character's readings the most confident tenth is learned from too, if its confidence is at least FLOOR."""
 
 
 class AdaptationError(CaptchaError):

@@ -33,7 +33,7 @@ VALIDATION_EVERY = 10
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """The test of a training with `labels` labels, or with 0 of the parent itself: `right` of `n` images."""
+    """The test after a training with `labels` labels (0: of the parent itself): `right` of `n` images."""
 
     arm: str
     labels: int

@@ -52,7 +52,7 @@ def register(run_id: str, name: str) -> tuple[str, int, str]:
 
 
 def is_champion(name: str, version: int) -> bool:
-    """Tell whether the champion's alias points to this version."""
+    """Return whether the champion's alias points to this version."""
     try:
         return int(MlflowClient().get_model_version_by_alias(name, CHAMPION).version) == version
     except MlflowException:

@@ -253,7 +253,7 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimiz
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Tell whether mixed precision in bfloat16 is faster than single precision there."""
+    """Return whether mixed precision in bfloat16 is faster than single precision there."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))

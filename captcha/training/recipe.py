@@ -33,7 +33,7 @@ class Recipe(BaseModel):
 
     epoch_images: int = Field(500, ge=1, description="fewest images in an epoch: a smaller folder is repeated")
     warm_up_steps: int = Field(200, ge=1, description="steps over which the rate rises, at most a tenth of all")
-    decay_part: int = Field(6, ge=1, description="the rate decays over the epochs divided by this")
+    decay_part: int = Field(6, ge=1, description="the rate decays over the last 1/decay_part of the epochs")
     augmentation_ramp: float = Field(
         0.1, gt=0, le=1, description="share of the training over which the augmentation grows to its full strength"
     )
@@ -43,7 +43,7 @@ class Recipe(BaseModel):
         0.99, ge=0, lt=1, description="of the moving average of the weights, the model that is evaluated and kept"
     )
     keep_confidence: float = Field(
-        0.68, gt=0, lt=1, description="of the interval of the best exact match, below which no epoch is kept"
+        0.68, gt=0, lt=1, description="of the Wilson interval of the best exact match; no epoch below it is kept"
     )
     gru_weight: float = Field(
         0.5, ge=0, le=1, description="share of a batch's images in whose logits the GRU has part; its weight in reading"

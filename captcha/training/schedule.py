@@ -38,7 +38,7 @@ class Schedule:
         return min(1.0, step / (self.recipe.augmentation_ramp * self.epochs * self.steps_per_epoch))
 
     def keeps(self, match: float, highest_match: float, count: int) -> bool:
-        """Tell whether an epoch's model takes the place of the one kept, by exact match on `count` images.
+        """Return whether an epoch's model takes the place of the one kept, by exact match on `count` images.
 
         The latest epoch that is as good as the best one, except for chance, is kept: it has learned for longer, and at
         a lower rate; and the best of many epochs, measured on few images, is partly the luckiest.
