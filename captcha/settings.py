@@ -15,7 +15,7 @@ NONE = "none"
 """How MLproject, the command line and a run's params write None."""
 
 
-class Folder:
+class NamesImages:
     """Marks a setting that names images: a folder, or draw:STYLE where they may be drawn."""
 
 
@@ -26,7 +26,7 @@ def _none_if_written(value: object) -> object:
 OrNone = BeforeValidator(_none_if_written)
 Backbone = Literal["resnet18", "compact"]
 ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN, description="name of the registered model")]
-Style = Annotated[str | None, OrNone]
+StyleName = Annotated[str | None, OrNone]
 Epochs = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(description="images in a training step")]
 LearningRate = Annotated[float, Field(gt=0, le=1, description="Adam's highest learning rate")]
@@ -45,11 +45,11 @@ class Settings(BaseModel):
 class TrainSettings(Settings):
     """Settings of one training run. MLproject and the CLI repeat names and defaults; a test compares."""
 
-    data: Annotated[str, Folder()] = Field("draw:kaptcha", description="folder of labelled images, or draw:STYLE")
-    val_data: Annotated[str | None, OrNone, Folder()] = Field(
+    data: Annotated[str, NamesImages()] = Field("draw:kaptcha", description="folder of labelled images, or draw:STYLE")
+    val_data: Annotated[str | None, OrNone, NamesImages()] = Field(
         None, description="folder or draw:STYLE for validation; none: a tenth of the data"
     )
-    test_data: Annotated[str | None, OrNone, Folder()] = Field(
+    test_data: Annotated[str | None, OrNone, NamesImages()] = Field(
         None, description="folder or draw:STYLE for the test; none: a tenth of the data"
     )
     name: ModelName = MODEL_NAME
@@ -58,7 +58,7 @@ class TrainSettings(Settings):
     init: Annotated[str | None, OrNone] = Field(
         None, description="trained model to start from: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
     )
-    drawn: Style = Field(
+    drawn: StyleName = Field(
         None, description="style whose images, drawn during training, fill half of every batch beside the folder's"
     )
     vocabulary: Annotated[str | None, OrNone] = Field(
@@ -97,9 +97,9 @@ class TrainSettings(Settings):
 class AdaptSettings(Settings):
     """Settings of a self-training on images without labels."""
 
-    data: Annotated[str, Folder()] = Field(description="folder of images; their names are not read as labels")
+    data: Annotated[str, NamesImages()] = Field(description="folder of images; their names are not read as labels")
     model: str = Field(CHAMPION_URI, description="trained model to start from, written as for --init of train")
-    drawn: Style = Field(
+    drawn: StyleName = Field(
         None, description="style whose images, drawn during training, fill half of every batch; the model's own is best"
     )
     labelled: bool = Field(
@@ -122,12 +122,14 @@ class AdaptSettings(Settings):
 class BudgetSettings(Settings):
     """Settings of a measurement of the label budget."""
 
-    data: Annotated[str, Folder()] = Field(description="folder of labelled images")
+    data: Annotated[str, NamesImages()] = Field(description="folder of labelled images")
     labels: str = Field(
         "0,10,25,50,100,250,all", description="numbers of labels to train with; all: all but the test's"
     )
     seeds: int = Field(3, ge=1, description="trainings for each number of labels, each on a split of its own")
-    drawn: Style = Field("kaptcha", description="style of the trainings with drawn images; none: train on labels alone")
+    drawn: StyleName = Field(
+        "kaptcha", description="style of the trainings with drawn images; none: train on labels alone"
+    )
     init: Annotated[str | None, OrNone] = Field(
         None, description="model that the trainings with drawn images start from; none: one is trained first"
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from captcha import CaptchaError
-from captcha.settings import NONE, Folder, Settings, written
+from captcha.settings import NONE, NamesImages, Settings, written
 
 
 def existing_source(value: str) -> str:
@@ -66,7 +66,7 @@ def with_settings(settings: type[Settings]) -> Callable[[Callable[..., None]], C
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is p.KEYWORD_ONLY]
         options = []
         for name, field in settings.model_fields.items():
-            names_images = any(isinstance(mark, Folder) for mark in field.metadata)
+            names_images = any(isinstance(mark, NamesImages) for mark in field.metadata)
             if field.is_required():
                 option = typer.Argument(metavar="DIR", help=field.description, callback=existing_folder)
             else:

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 HELD_OUT = 0.1
 """Share of the images that no round learns from."""
 
+HELD_OUT_DATA = "a tenth of the data, by its pixels"
+"""What stands in the run for its test data: a training splits by the labels, so it would test on other images."""
+
 CONFIDENT_SHARE, FLOOR = 0.1, 0.5
 """Of each character's readings the most confident tenth is learned from too, if its confidence is at least FLOOR."""
 
@@ -234,7 +237,7 @@ def _log_run(
     settings: dict[str, object], sources: Sources, split: Split, checkpoint: Checkpoint, recipe: Recipe
 ) -> None:
     """Log the settings of a self-training, and what another training needs to start from its model."""
-    kind = {"backbone": checkpoint.backbone, "height": checkpoint.height, "test_data": None}
+    kind = {"backbone": checkpoint.backbone, "height": checkpoint.height, "test_data": HELD_OUT_DATA}
     training.log_training({**settings, **kind}, sources, split, checkpoint.vocabulary, checkpoint.backbone, recipe)
 
 

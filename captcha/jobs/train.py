@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import mlflow
 import torch
 from tqdm import tqdm
 
+from captcha.data.folders import encode_png
 from captcha.data.samples import ImageMemory, Sample, Split
 from captcha.data.sources import DRAWN_IMAGES, Drawn, Folder, Sources
 from captcha.evaluation.plots import learning_curves
@@ -324,5 +324,5 @@ def example_of(sources: Sources, sample: Sample) -> Path:
         return source.path / sample.name
     path = project_root() / "mlruns" / f"example-{sample.text.replace('/', '_')}.png"
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", sample.image[:, :, ::-1])[1].tobytes())
+    path.write_bytes(encode_png(sample.image))
     return path

@@ -58,24 +58,10 @@ def beam_search_decode(log_probs: LogProbs, beam_width: int) -> list[list[int]]:
 
     for frame in log_probs.astype(np.float64):
         width = nodes.shape[1]
-        beam = np.arange(width)[None, :]
         last = np.array(lasts)[nodes]  # of a dead beam: whichever, its probability is 0 and stays so
         parent = np.where(nodes < 0, -2, np.array(parents)[nodes])
-        total = np.logaddexp(ends_in_blank, ends_in_label)
-
-        # The same prefix after one frame more ...
-        stay_blank = total + frame[:, BLANK, None]
-        stay_label = ends_in_label + frame[sample, last]
-        # ... and each prefix with one label more; a repeated label needs a blank before it.
-        longer = total[:, :, None] + frame[:, None, :]
-        longer[sample, beam, last] = ends_in_blank + frame[sample, last]
-        longer[:, :, BLANK] = -np.inf
-        # A longer prefix that is itself in the beam: both are one text.
         extends = nodes[:, :, None] == parent[:, None, :]
-        n, i, j = extends.nonzero()
-        stay_label[n, j] = np.logaddexp(stay_label[n, j], longer[n, i, last[n, j]])
-        longer[n, i, last[n, j]] = -np.inf
-
+        stay_blank, stay_label, longer = _one_frame_more(frame, ends_in_blank, ends_in_label, last, extends)
         scores = np.concatenate(
             [np.logaddexp(stay_blank, stay_label), longer.reshape(samples, width * classes)], axis=1
         )
@@ -95,14 +81,38 @@ def beam_search_decode(log_probs: LogProbs, beam_width: int) -> list[list[int]]:
                 lasts.append(child[1])
             nodes[n, k] = children[child]
 
-    def spell(node: int) -> list[int]:
-        labels = []
-        while node > 0:
-            labels.append(lasts[node])
-            node = parents[node]
-        return labels[::-1]
+    return [_spell(int(node), parents, lasts) for node in nodes[:, 0]]
 
-    return [spell(int(node)) for node in nodes[:, 0]]
+
+def _one_frame_more(
+    frame: Floats, ends_in_blank: Floats, ends_in_label: Floats, last: NDArray[np.intp], extends: NDArray[np.bool_]
+) -> tuple[Floats, Floats, Floats]:
+    """Return the log-probabilities of the beam's prefixes after one frame more.
+
+    The same prefixes ending in a blank (N, K) and in their last label (N, K), and each with one label more (N, K, C).
+    `extends` (N, K, K) says which prefix is which other one with one label more.
+    """
+    sample, beam = np.arange(len(frame))[:, None], np.arange(last.shape[1])[None, :]
+    total = np.logaddexp(ends_in_blank, ends_in_label)
+    stay_blank = total + frame[:, BLANK, None]
+    stay_label = ends_in_label + frame[sample, last]
+    longer = total[:, :, None] + frame[:, None, :]
+    longer[sample, beam, last] = ends_in_blank + frame[sample, last]  # a repeated label needs a blank before it
+    longer[:, :, BLANK] = -np.inf
+    # A longer prefix that is itself in the beam: both are one text.
+    n, i, j = extends.nonzero()
+    stay_label[n, j] = np.logaddexp(stay_label[n, j], longer[n, i, last[n, j]])
+    longer[n, i, last[n, j]] = -np.inf
+    return stay_blank, stay_label, longer
+
+
+def _spell(node: int, parents: Sequence[int], lasts: Sequence[int]) -> list[int]:
+    """Return the labels on the way from the trie's root to a node."""
+    labels = []
+    while node > 0:
+        labels.append(lasts[node])
+        node = parents[node]
+    return labels[::-1]
 
 
 def text_log_probability(log_probs: LogProbs, labels: Sequence[Sequence[int]]) -> Floats:

@@ -29,6 +29,7 @@ from captcha.data.samples import DataError, Sample, Split, digest, split
 from captcha.drawing.styles import StyleError
 from captcha.evaluation.results import Evaluation, disagreement, evaluate
 from captcha.jobs import train as job
+from captcha.jobs.adapt import HELD_OUT_DATA
 from captcha.jobs.evaluate import evaluate as evaluate_job
 from captcha.jobs.predict import predict
 from captcha.jobs.train import TrainOutcome, batches_of, parse_sources, schedule_of, split_of, train
@@ -440,6 +441,7 @@ def test_a_person_is_warned_where_no_character_is_known_or_the_test_may_be(
         warnings("0", data=here, seed=1),  # another split
         warnings("0", data=elsewhere, test_data=here),  # all of it, the part trained on too
         warnings("0", replace(parent, test_data=elsewhere), data=here),  # none was held back of it
+        warnings("0", replace(parent, test_data=HELD_OUT_DATA), data=here),  # adapted: others were
     ):
         assert [line[:44] for line in learned] == ["models:/two-digits/1 was trained on " + here[:8]]
 
