@@ -27,13 +27,16 @@ def existing_folder(value: str) -> str:
 
 
 def _parsed(value: str, parse: Callable[[str], object]) -> str:
+    from captcha.data.samples import DataError
+
     if not value:
         raise typer.BadParameter("it is empty, name a folder")
     try:
         parse(value)
     except CaptchaError as error:
         message = str(error)
-        if "MLFLOW_RUN_ID" in os.environ and not Path(value).is_absolute():  # `mlflow run` hides where it was called
+        relative = isinstance(error, DataError) and not Path(value).is_absolute()
+        if relative and "MLFLOW_RUN_ID" in os.environ:  # `mlflow run` hides where it was called
             message += " (under mlflow run a relative path starts at the project; give an absolute one)"
         raise typer.BadParameter(message) from None
     return value
