@@ -31,10 +31,15 @@ def load(model: "str | Path") -> "Recognizer":
         CaptchaError: there is no such model, or its files are damaged.
     """
     # Imported here, so that `import captcha` itself loads nothing heavy.
-    if Path(model).is_dir():
+    if str(model) and Path(model).is_dir():
         from captcha.reading.recognizer import Recognizer
 
         return Recognizer.load(Path(model))
+    if not str(model).startswith(("models:/", "runs:/")):
+        raise CaptchaError(
+            f"{str(model)!r} names no model: there is no such folder; use models:/NAME@ALIAS, models:/NAME/VERSION, "
+            "runs:/RUN_ID or a recogniser's folder"
+        )
     from captcha.tracking.models import load_recognizer
 
     return load_recognizer(str(model))

@@ -31,6 +31,7 @@ Epochs = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(description="images in a training step")]
 LearningRate = Annotated[float, Field(gt=0, le=1, description="Adam's highest learning rate")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+IMAGE_MEMORY = 500
 ImageMemory = Annotated[
     int, Field(ge=0, description="MB of decoded images to keep in memory; the others are decoded anew each time")
 ]
@@ -73,7 +74,7 @@ class TrainSettings(Settings):
         10, ge=1, description="epochs without a better validation result until the rate decays to zero"
     )
     seed: Seed = Field(0, description="seed of the split, the weights, the order and the augmentation")
-    image_memory: ImageMemory = 500
+    image_memory: ImageMemory = IMAGE_MEMORY
 
     @model_validator(mode="after")
     def _pretrained_needs_resnet18(self) -> Self:
@@ -116,7 +117,7 @@ class AdaptSettings(Settings):
     batch_size: BatchSize = Field(16, ge=2)
     learning_rate: LearningRate = 0.001
     seed: Seed = Field(0, description="seed of the tenth held out, the order and the augmentation")
-    image_memory: ImageMemory = 500
+    image_memory: ImageMemory = IMAGE_MEMORY
 
 
 class BudgetSettings(Settings):

@@ -22,7 +22,7 @@ from captcha.reading.vocabulary import Vocabulary
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif"})
 LABELS_FILE = "labels.csv"
 NAME = r"[\w-]{1,60}"  # texts that every file system takes as a name
-DECODED_AT_ONCE = 256
+DECODED_AT_ONCE = 64
 
 Progress = Callable[[int, int], object]
 """Called with (images read, images in all) after each image."""
@@ -35,6 +35,16 @@ class _Found:
     sample: Sample
     size: tuple[int, int]
     width: int
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """An image resized to the height; the digest of its pixels and its size (width, height) before that."""
+
+    image: Image
+    digest: str
+    size: tuple[int, int]
     format: str
 
 
@@ -117,33 +127,33 @@ def _find_all(
     again = ImageFolder(folder, height)
     memory = memory or ImageMemory(math.inf)
     found: dict[str, _Found] = {}
-    for done, (name, result) in enumerate(_decode_all(folder, names), start=1):
+    for done, (name, result) in enumerate(_decode_all(folder, names, height), start=1):
         if isinstance(result, str):
             problems.append(Problem(name, "unreadable image", result, fatal=True))
         else:
-            image, form = result
-            resized = resize_to_height(image, height)
-            pixels = resized if memory.holds(resized) else again
-            size = (image.shape[1], image.shape[0])
-            found[name] = _Found(Sample(name, "", pixels, pixel_digest(image)), size, resized.shape[1], form)
+            pixels = result.image if memory.holds(result.image) else again
+            width = result.image.shape[1]
+            found[name] = _Found(Sample(name, "", pixels, result.digest), result.size, width, result.format)
         if progress:
             progress(done, len(names))
     return found
 
 
-def _decode_all(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, tuple[Image, str] | str]]:
-    """Yield each name with its image and format, or what is wrong with it."""
+def _decode_all(folder: Path, names: Sequence[str], height: int) -> Iterator[tuple[str, _Decoded | str]]:
+    """Yield each name with its decoded image, or what is wrong with it."""
     with ThreadPoolExecutor() as pool:  # decoding lets other threads run
         for start in range(0, len(names), DECODED_AT_ONCE):  # bounds the decoded images that wait
             part = names[start : start + DECODED_AT_ONCE]
-            yield from zip(part, pool.map(lambda name: _decode(folder / name), part), strict=True)
+            yield from zip(part, pool.map(lambda name: _decode(folder / name, height), part), strict=True)
 
 
-def _decode(path: Path) -> tuple[Image, str] | str:
+def _decode(path: Path, height: int) -> _Decoded | str:
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
-        return decode_image(data), image_format(data)
+        image = decode_image(data)
+        size = (image.shape[1], image.shape[0])
+        return _Decoded(resize_to_height(image, height), pixel_digest(image), size, image_format(data))
     except ImageError as error:
         return str(error)
     except OSError as error:

@@ -23,16 +23,19 @@ class ImageFolder:
     path: Path
     height: int
 
-    def read(self, name: str) -> Image:
+    def read(self, name: str, digest: str) -> Image:
         """Return an image, (height, W, 3) uint8 RGB.
 
         Raises:
             DataError: the file is no longer the image that it was.
         """
         try:
-            return resize_to_height(load_image(self.path / name), self.height)
+            image = load_image(self.path / name)
         except ImageError as error:
             raise DataError(str(error)) from None
+        if pixel_digest(image) != digest:
+            raise DataError(f"{self.path / name}: the image has changed since it was checked; start again")
+        return resize_to_height(image, self.height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Sample:
     @property
     def image(self) -> Image:
         """The image, (height, W, 3) uint8 RGB. Raises DataError where it must be read and can no longer be."""
-        return self.pixels.read(self.name) if isinstance(self.pixels, ImageFolder) else self.pixels
+        return self.pixels.read(self.name, self.digest) if isinstance(self.pixels, ImageFolder) else self.pixels
 
 
 class ImageMemory:

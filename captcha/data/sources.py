@@ -1,6 +1,5 @@
 """Where samples come from: a labelled folder, or a style that draws them. Parsed once, from what a person writes."""
 
-import itertools
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,11 @@ logger = logging.getLogger(__name__)
 DRAWN_IMAGES = 2500
 """Images that a style draws to be split; the train part sets an epoch's length, training itself draws others."""
 
-REDRAWN = 1 << 40  # from a number whose text is held back to that drawn instead: far beyond any training's
+FIRST_VALIDATION, FIRST_TEST = 1 << 38, 1 << 39
+"""Numbers of the first image drawn for a validation or test part of its own: far beyond any training's images."""
+
+REDRAWN = 1 << 40  # so much further lies the image drawn in place of one whose text is held back
+REDRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -149,12 +152,15 @@ class DrawnSamples:
     without: frozenset[str] = frozenset()
 
     def __getitem__(self, index: int) -> Sample:
-        """Raise StyleError where the text does not fit its image."""
-        for number in itertools.count(index, REDRAWN):
+        """Raise StyleError where the text does not fit its image, or all texts are held back."""
+        for number in range(index, index + REDRAWS * REDRAWN, REDRAWN):
             text, image = draw_one(self.style, self.seed, number, self.fonts)
             if text not in self.without:
-                break
-        return Sample(f"{index:06}.png", text, resize_to_height(image, self.height), pixel_digest(image))
+                return Sample(f"{index:06}.png", text, resize_to_height(image, self.height), pixel_digest(image))
+        raise StyleError(
+            "nearly all texts that the style draws are held back for validation and test: let it draw more texts, or "
+            "hold back fewer"
+        )
 
 
 @dataclass(frozen=True)
@@ -194,14 +200,14 @@ class Sources:
             StyleError, FontError: the style cannot be drawn, or draws what is outside the vocabulary.
         """
 
-        def samples_of(source: Source) -> list[Sample]:
+        def samples_of(source: Source | None, first: int) -> list[Sample]:
             if isinstance(source, Folder):
                 return source.samples(height, vocabulary, memory)
-            drawn = source.samples(height, seed, vocabulary=vocabulary)
-            return [drawn[i] for i in range(DRAWN_IMAGES)]
+            drawn = source.samples(height, seed, vocabulary=vocabulary) if source else None
+            return [drawn[first + i] for i in range(DRAWN_IMAGES)] if drawn else []
 
-        samples = samples_of(self.data)
-        validation, test = (samples_of(source) if source else [] for source in (self.validation, self.test))
+        samples = samples_of(self.data, 0)
+        validation, test = samples_of(self.validation, FIRST_VALIDATION), samples_of(self.test, FIRST_TEST)
         if not validation and not test:
             return split(samples, seed)
         parts = Split(samples, [], []) if validation and test else split(samples, seed)

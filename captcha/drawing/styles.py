@@ -136,7 +136,6 @@ def load_style(name: str) -> Style:
 
     Raises:
         StyleError: if there is no such style, or the file describes none; every fault is named.
-        OSError: if the file cannot be read.
     """
     if name in STYLES:
         return _built_in(name)
@@ -155,6 +154,8 @@ def _read_style(file: str | Path) -> Style:
     """Return the style that a TOML file describes; not cached, as a person may change the file."""
     try:
         settings = tomllib.loads(Path(file).read_text("utf-8"))
+    except OSError as error:
+        raise StyleError(f"{file} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StyleError(f"{file} is not a TOML file: {error}") from error
     try:

@@ -1,5 +1,6 @@
 """The label budget: exact match against the number of labels trained on, with drawn images and without."""
 
+import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 import mlflow
 
 import captcha
-from captcha.data.samples import DataError, Sample, Split, digest, split, unit_hash
+from captcha.data.samples import DataError, ImageMemory, Sample, Split, digest, split, unit_hash
 from captcha.data.sources import parse_folder, parse_style
 from captcha.evaluation.metrics import wilson_interval
 from captcha.evaluation.plots import BudgetPoint, budget_figure
@@ -62,7 +63,8 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
         parse_style(settings.drawn)  # an error in it is raised now, not after the first trainings
     with tracked_run(f"label budget of {folder.short_name}"):
         parent = training.read_parent(settings.init) if settings.init else None
-        samples = folder.samples(parent[1].height if parent else DEFAULTS.height)
+        height = parent[1].height if parent else DEFAULTS.height
+        samples = folder.samples(height, memory=ImageMemory(DEFAULTS.image_memory))
         splits = [split(samples, seed) for seed in range(settings.seeds)]
         fewest = min(len(each.train) + len(each.validation) for each in splits)  # the number shown for `all`
         if (most := max((count or 0 for count in settings.counts), default=0)) > fewest:
@@ -70,6 +72,12 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
                 f"{settings.data}: {most} labels are asked for, but beside the test part there are {fewest}; "
                 "take fewer, or all"
             )
+        for count, seed in itertools.product(settings.counts, range(settings.seeds)):
+            if count and not with_labels(splits[seed], count, seed).train:
+                raise DataError(
+                    f"{settings.data}: {count} labels of seed {seed} are all of one text, so none is left to train "
+                    "on; take more labels"
+                )
         log_settings(settings.model_dump() | {"images": len(samples), "data_digest": digest(samples)})
         if settings.drawn and parent is None:
             parent = _train_on_drawn(settings, recipe)

@@ -1,9 +1,10 @@
 """Measure a trained model on a folder of labelled images, in a tracked run of its own."""
 
 import captcha
-from captcha.data.samples import digest
+from captcha.data.samples import ImageMemory, digest
 from captcha.data.sources import parse_folder
 from captcha.evaluation.results import evaluate as read
+from captcha.settings import IMAGE_MEMORY
 from captcha.tracking.records import log_settings, log_test
 from captcha.tracking.runs import tracked_run
 
@@ -18,7 +19,7 @@ def evaluate(folder: str, model: str) -> dict[str, float]:
     """
     source = parse_folder(folder)
     recognizer = captcha.load(model)
-    samples = source.samples(recognizer.height)
+    samples = source.samples(recognizer.height, memory=ImageMemory(IMAGE_MEMORY))
     with tracked_run(f"evaluate {source.short_name}"):
         log_settings({"data": source.written, "model": model, "test_digest": digest(samples)})
         evaluation = read(recognizer, samples)

@@ -152,7 +152,7 @@ def learn(
         split, settings.epochs, settings.batch_size, settings.learning_rate, settings.patience, recipe
     )
     batches = batches_of(sources, split, settings.batch_size, settings.seed, settings.height, vocabulary)
-    model, history = fit(model, batches, split, schedule)
+    model, history = fit(model, batches, split, schedule, started=parent is not None)
     log_weights(Checkpoint.of(model).to_bytes())
     evaluation = log_recognizer(model, split, example)
     assert evaluation  # a split has a test part
@@ -164,7 +164,7 @@ def vocabulary_of(settings: TrainSettings, sources: Sources, split: Split) -> Vo
     """Return the vocabulary of the settings, or that of the training labels and the style drawn beside them."""
     if settings.vocabulary:
         return Vocabulary(settings.vocabulary)
-    drawn = [sources.drawn.style.alphabet] if sources.drawn else []
+    drawn = [each.style.alphabet for each in (sources.data, sources.drawn) if isinstance(each, Drawn)]
     vocabulary = Vocabulary.from_texts([*(sample.text for sample in split.train), *drawn])
     unseen = Counter(c for s in [*split.validation, *split.test] for c in vocabulary.missing(s.text))
     if unseen:
@@ -236,7 +236,7 @@ def batches_of(sources: Sources, split: Split, size: int, seed: int, height: int
 
 
 def fit(
-    model: Crnn, batches: Batches, split: Split, schedule: Schedule, keep_last: bool = False
+    model: Crnn, batches: Batches, split: Split, schedule: Schedule, keep_last: bool = False, started: bool = False
 ) -> tuple[Crnn, list[dict[str, float]]]:
     """Train the model, log each epoch, and return the model of the epoch kept and the metrics of all epochs.
 
@@ -257,7 +257,7 @@ def fit(
         history.append(result.metrics())
         _log_epoch(result, schedule.epochs)
         if not keep_last:
-            _print_epoch(result, schedule.epochs)
+            _print_epoch(result, schedule.epochs, started)
     if keep_last:
         state.keep(result.epoch)
     else:
@@ -274,7 +274,7 @@ def _log_epoch(result: EpochResult, epochs: int) -> None:
         log_predictions(result.validation, "val/predictions", result.epoch)
 
 
-def _print_epoch(result: EpochResult, epochs: int) -> None:
+def _print_epoch(result: EpochResult, epochs: int, started: bool) -> None:
     validation = result.validation
     if result.train_loss is not None:
         logger.info(
@@ -282,7 +282,7 @@ def _print_epoch(result: EpochResult, epochs: int) -> None:
             f"exact match {validation.exact_match:7.2%}  {result.images_per_second:5.0f} images/s"
             f"{'  *' if result.kept else ''}"
         )
-    elif any(validation.predictions):  # the weights come from another training
+    elif started:
         logger.info(f"before training the model reads {validation.exact_match:.2%} of the validation images")
     if result.epoch == epochs // 3:
         _warn(diagnosis(result))

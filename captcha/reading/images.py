@@ -5,6 +5,7 @@ import io
 import os
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,8 +33,11 @@ WIDTH_STEP = 16
 FRAME_STRIDE = 4
 """Columns of a resized image that one frame of the model covers: T = W / FRAME_STRIDE."""
 
+# Pillow would warn on stderr of sizes that are refused here anyway.
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
+
 Image = NDArray[np.uint8]
-ImageSource = str | os.PathLike[str] | bytes | Image | PIL.Image.Image
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image | PIL.Image.Image
 """The forms in which `load_image` takes an image."""
 
 
@@ -46,15 +50,15 @@ def load_image(source: ImageSource) -> Image:
 
     Args:
         source: the path of an image file, its content as bytes, an array that is (H, W, 3) uint8 RGB already, or
-            a PIL image of any mode.
+            a PIL image of any mode but I and F.
 
     Raises:
         ImageError: the file cannot be read, the image is damaged or too big, or the source is none of these.
     """
     if isinstance(source, str | os.PathLike):
         return _read(os.fsdecode(source))
-    if isinstance(source, bytes):
-        return decode_image(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return decode_image(bytes(source))
     if isinstance(source, PIL.Image.Image):
         return _from_pil(source)
     is_array = isinstance(source, np.ndarray)
@@ -160,6 +164,8 @@ def _read(path: str) -> Image:
 
 def _from_pil(image: PIL.Image.Image) -> Image:
     _check_size(*image.size)
+    if image.mode in ("I", "F"):
+        raise ImageError(f"a PIL image of mode {image.mode} does not say which value is white: convert it to L or RGB")
     try:
         return _upright(_on_white(image), _orientation(image))
     except Exception as error:  # it may be a file not read so far, or of a mode that Pillow does not convert
@@ -169,6 +175,8 @@ def _from_pil(image: PIL.Image.Image) -> Image:
 
 def _check_size(width: int, height: int) -> None:
     size = f"{width} x {height} pixels"
+    if width < 1 or height < 1:
+        raise ImageError(f"the image has {size}: there is nothing to read")
     if width * height > MAX_PIXELS:
         raise ImageError(f"the image has {size}, more than the {MAX_PIXELS // 10**6} megapixels allowed")
     if max(width, height) > MAX_ASPECT * min(width, height):
@@ -190,7 +198,7 @@ def _on_white(image: PIL.Image.Image) -> Image:
 
 def _rounded(png: bytes) -> PIL.Image.Image:
     """Return a PNG of 16-bit colour in 8 bits, rounded: Pillow would cut the lower 8 bits off."""
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would comment bad files on stderr
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # libpng says some things still
     bgr = np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED), np.uint32)
     rgb = bgr[:, :, [2, 1, 0, 3][: bgr.shape[2]]]
     return PIL.Image.fromarray(((rgb + 128) // 257).astype(np.uint8))
@@ -225,11 +233,13 @@ def _orientation(image: PIL.Image.Image) -> int:
 
 
 def _png(data: bytes) -> bytes:
-    """Return the chunks that make the first picture, having compared their check sums.
+    """Return the chunks that make the first picture, having compared their check sums and counted its pixels.
 
-    Pillow does not compare those of the pixels, and would unpack any number of colour profiles, 1 MB each.
+    Pillow does neither: it would leave missing rows black, and unpack any number of colour profiles, 1 MB each.
     """
-    kept, position, kind = [data[:8]], 8, b""
+    kept, pixels, position, kind = [data[:8]], [], 8, b""
+    width, height, depth, colour, interlaced = struct.unpack_from(">IIBB2xB", data, 16)
+    _check_size(width, height)
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
         chunk = data[position : position + 12 + length]  # length of the content, type, content, check sum
@@ -238,7 +248,13 @@ def _png(data: bytes) -> bytes:
             if zlib.crc32(chunk[4:-4]) != check_sum:
                 raise ImageError("the PNG image is damaged: a check sum is wrong")
             kept.append(chunk)
+        if kind == b"IDAT":
+            pixels.append(chunk[8:-4])
         position += len(chunk)
+    bits = width * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    needed = height * (1 + (bits + 7) // 8)  # each row begins with the number of its filter
+    if not interlaced and len(zlib.decompressobj().decompress(b"".join(pixels), needed)) < needed:
+        raise ImageError("the image is truncated")
     return b"".join(kept)
 
 

@@ -111,7 +111,7 @@ class Recognizer:
             raise RecognizerError(f"unknown decoder {decoder!r}: use {' or '.join(get_args(Decoder))}")
         if beam_width < 1:
             raise RecognizerError(f"beam_width must be at least 1, not {beam_width}")
-        if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
             return self._read_each(_load_each(images), decoder, beam_width)
         (reading,) = self._read_each([load_image(images)], decoder, beam_width)
         return reading

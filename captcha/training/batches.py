@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -40,7 +40,7 @@ class Batches:
         first = len(self.folder) + self.first_drawn + step * drawn
         return [*(shuffled(len(self.folder), self.seed, place) for place in places), *range(first, first + drawn)]
 
-    def from_step(self, step: int, workers: int | None = None) -> Iterator[list[Sample]]:
+    def from_step(self, step: int, workers: int | None = None) -> Generator[list[Sample], None, None]:
         """Yield the batches of this step and of all that follow, the same whatever the number of workers.
 
         Workers are processes that draw, and that read what is not kept in memory; None takes as many as help.
@@ -50,7 +50,8 @@ class Batches:
         """
         if workers is None:
             idle = self.drawn is None and all(sample.kept for sample in self.folder)
-            workers = 0 if idle else min(WORKERS, (os.cpu_count() or 1) // 2)
+            most = WORKERS if self.drawn else 1  # to read needs no more, and each takes its memory
+            workers = 0 if idle else min(most, (os.cpu_count() or 1) // 2)
         loader = DataLoader(
             _Unkept(self.folder, self.drawn),
             batch_sampler=_Steps(self, step),

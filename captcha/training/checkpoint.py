@@ -13,7 +13,7 @@ from torch import Tensor
 from captcha import CaptchaError
 from captcha.reading.vocabulary import BLANK, Vocabulary
 from captcha.training import recipe
-from captcha.training.model import Crnn
+from captcha.training.model import BACKBONES, Crnn
 
 FORMAT = 1
 MEANING = "captcha"
@@ -58,11 +58,17 @@ class Checkpoint:
                 raise CheckpointError(f"the weights have format {said['format']!r}, this version reads {FORMAT}")
             said = {"gru_weight": recipe.DEFAULT.gru_weight} | dict(meaning or {}) | said
             vocabulary, height = Vocabulary(said["vocabulary"]), int(said["height"])
+            if said["backbone"] not in BACKBONES:
+                raise CheckpointError(f"the weights are of backbone {said['backbone']!r}, which this version has not")
             return cls(said["backbone"], vocabulary, height, float(said["gru_weight"]), weights)
         except SafetensorError as error:
             raise CheckpointError(f"the weights are damaged: {error}") from None
         except KeyError as error:
             raise CheckpointError(f"the weights do not say their {error.args[0]}") from None
+        except (AttributeError, TypeError, ValueError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"the weights do not say what they mean: {error}") from None
 
     def to_bytes(self) -> bytes:
         """Return the content of a safetensors file, the same for the same model."""

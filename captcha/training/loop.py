@@ -1,5 +1,6 @@
 """The training loop: batches in, one EpochResult after each epoch out. Knows neither MLflow nor the terminal."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -157,28 +158,28 @@ def train_epochs(
         state.standing = Standing(0, schedule.epochs, evaluation.exact_match, evaluation.loss)
         state.keep(0)
         yield EpochResult(0, state.average, evaluation, True, None, schedule.learning_rate, 0.0, 0.0)
-    row = batches.from_step(state.step)
-    while not state.standing.ended:
-        epoch = state.standing.epoch + 1
-        steps = range(state.step, epoch * schedule.steps_per_epoch)
-        rate = schedule.rate(steps.stop - 1, state.standing.last_epoch)
-        started = time.perf_counter()
-        for _ in progress(steps):
-            train_step(state, next(row), batches.seed, schedule)
-            if not math.isfinite(state.losses[-1]):
-                raise TrainingError(
-                    f"the loss became {state.losses[-1]} in epoch {epoch}: train again with a lower learning rate "
-                    f"than {schedule.learning_rate:g}"
-                )
-        seconds = time.perf_counter() - started
-        evaluation = evaluate(recognizer, validation)
-        kept = schedule.keeps(evaluation.exact_match, state.standing.highest_match, len(validation))
-        if kept:
-            state.keep(epoch)
-        state.standing = state.standing.after_epoch(evaluation.exact_match, evaluation.loss, schedule)
-        loss, state.losses = sum(state.losses) / len(state.losses), []
-        speed = len(steps) * batches.size / seconds
-        yield EpochResult(epoch, state.average, evaluation, kept, loss, rate, speed, seconds)
+    with contextlib.closing(batches.from_step(state.step)) as row:  # its workers end with it, whatever happens
+        while not state.standing.ended:
+            epoch = state.standing.epoch + 1
+            steps = range(state.step, epoch * schedule.steps_per_epoch)
+            rate = schedule.rate(steps.stop - 1, state.standing.last_epoch)
+            started = time.perf_counter()
+            for _ in progress(steps):
+                train_step(state, next(row), batches.seed, schedule)
+                if not math.isfinite(state.losses[-1]):
+                    raise TrainingError(
+                        f"the loss became {state.losses[-1]} in epoch {epoch}: train again with a lower learning rate "
+                        f"than {schedule.learning_rate:g}"
+                    )
+            seconds = time.perf_counter() - started
+            evaluation = evaluate(recognizer, validation)
+            kept = schedule.keeps(evaluation.exact_match, state.standing.highest_match, len(validation))
+            if kept:
+                state.keep(epoch)
+            state.standing = state.standing.after_epoch(evaluation.exact_match, evaluation.loss, schedule)
+            loss, state.losses = sum(state.losses) / len(state.losses), []
+            speed = len(steps) * batches.size / seconds
+            yield EpochResult(epoch, state.average, evaluation, kept, loss, rate, speed, seconds)
 
 
 def train_step(state: TrainingState, samples: Sequence[Sample], seed: int, schedule: Schedule) -> None:

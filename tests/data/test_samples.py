@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captcha.data.folders import read_samples
-from captcha.data.samples import DataError, ImageFolder, Sample, digest, split
+from captcha.data.samples import DataError, ImageFolder, ImageMemory, Sample, digest, split
 
 
 def _sample(name: str, text: str, shade: int = 0) -> Sample:
@@ -98,3 +98,11 @@ def test_an_image_that_has_gone_since_it_was_checked_is_one_line(tmp_path: Path)
     sample = Sample("a.png", "a", ImageFolder(tmp_path, 32), "known")
     with pytest.raises(DataError, match=r"a\.png: cannot be read: No such file or directory$"):
         sample.image  # noqa: B018 - it is read here
+
+
+def test_an_image_that_has_changed_since_it_was_checked_is_one_line(captcha_folder: Path) -> None:
+    samples, _, _ = read_samples(captcha_folder, 32, memory=ImageMemory(0))
+    (captcha_folder / "000.png").write_bytes((captcha_folder / "007.png").read_bytes())
+    with pytest.raises(DataError, match=r"000\.png: the image has changed since it was checked; start again$"):
+        samples[0].image  # noqa: B018 - it is read here
+    assert samples[1].image.shape == (32, 96, 3)

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from captcha.data.samples import DataError, Sample
-from captcha.data.sources import Drawn, DrawnSamples, Folder, parse_folder, parse_source
+from captcha.data import sources as module
+from captcha.data.samples import DataError, ImageMemory, Sample
+from captcha.data.sources import Drawn, DrawnSamples, Folder, Sources, parse_folder, parse_source
 from captcha.drawing.fonts import default_fonts
 from captcha.drawing.rendering import draw
 from captcha.drawing.styles import Style, StyleError, load_style
@@ -59,3 +60,16 @@ def test_texts_held_back_are_never_drawn_and_the_others_as_before() -> None:
     for i in range(40):
         if free[i].text not in ("one", "ten"):
             assert free[i].digest == barred[i].digest
+
+
+def test_a_style_whose_texts_are_all_held_back_is_one_line() -> None:
+    with pytest.raises(StyleError, match=r"^nearly all texts that the style draws are held back [^\n]*$"):
+        samples(FEW, without=FEW.texts)[0]
+
+
+def test_a_drawn_validation_and_a_drawn_test_part_have_images_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DRAWN_IMAGES", 60)
+    split = Sources.parse("draw:outlined", "draw:outlined", "draw:outlined", None).split(32, None, 0, ImageMemory(9))
+    parts = [{sample.digest for sample in part} for part in (split.train, split.validation, split.test)]
+    assert [len(part) for part in parts] == [60, 60, 60]
+    assert len(set.union(*parts)) == 180

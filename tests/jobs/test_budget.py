@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import mlflow
 import numpy as np
 import pytest
@@ -162,6 +163,20 @@ def test_no_run_is_begun_with_fewer_labels_than_are_asked_for(folder: Path) -> N
         DataError, match=r"few labels: 100 labels are asked for, but beside the test part there are \d\d;"
     ):
         budget(asked(folder, labels="10,100"))
+
+
+def test_labels_that_are_all_of_one_text_are_refused(tmp_path: Path, folder: Path) -> None:
+    rows = ["file,label"]
+    for path in folder.iterdir():  # two images of each text
+        image = cv2.imread(str(path))
+        assert image is not None
+        for name in (path.name, f"again {path.name}"):
+            cv2.imwrite(str(tmp_path / name), image)
+            rows.append(f"{name},{path.stem}")
+            image[0] = 255 - image[0]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    with pytest.raises(DataError, match="2 labels of seed 0 are all of one text, so none is left to train on"):
+        budget(asked(tmp_path, labels="2,10", drawn="none"))
 
 
 def test_a_model_to_go_on_from_that_is_not_there_is_said_at_once(folder: Path) -> None:

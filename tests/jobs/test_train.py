@@ -671,6 +671,20 @@ def test_the_vocabulary_holds_the_characters_that_are_drawn_beside_the_labels(fo
     assert found.characters == "".join(sorted("0123456789" + "abcdegfynmpwx"))
 
 
+def test_the_vocabulary_holds_all_that_a_style_draws_though_only_held_back_texts_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "DRAWN_IMAGES", 80)
+    words = [f"{number:02}" for number in range(20)]
+    (tmp_path / "words.toml").write_text(f"texts = {words + [chr(97 + i) * 2 for i in range(10)]}")
+    asked = settings(data=f"draw:{tmp_path}/words.toml")
+    parts = parts_of(asked)
+    vocabulary = job.vocabulary_of(asked, parse_sources(asked), parts)
+    assert vocabulary.characters == "0123456789abcdefghij"
+    assert vocabulary.missing("".join(texts_of(parts.train))) == ""
+    assert batches_of(parse_sources(asked), parts, 8, asked.seed, HEIGHT, vocabulary).drawn
+
+
 def test_a_style_that_draws_what_the_model_cannot_say_is_refused(folder: Path) -> None:
     asked = settings(data=str(folder), drawn="kaptcha")
     with pytest.raises(StyleError, match=r"^the style kaptcha draws 'defgmnpwxy', which is outside the vocabulary: "):

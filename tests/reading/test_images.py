@@ -559,3 +559,29 @@ def test_the_modules_of_the_served_model_need_neither_torch_nor_pydantic() -> No
     environment = {**os.environ, "PYTHONPATH": str(Path(images.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_png_with_too_few_rows_or_two_headers_is_refused() -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 10, 10, 8, 2, 0, 0, 0))
+    row = b"\0" + bytes(range(30))
+
+    def png(rows: int) -> bytes:
+        pixels = chunk(b"IDAT", zlib.compress(row * rows))
+        return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+
+    assert decode_image(png(10)).shape == (10, 10, 3)
+    for rows in (0, 5, 9):
+        with pytest.raises(ImageError, match="the image is truncated"):
+            decode_image(png(rows))
+
+
+def test_bytes_of_any_kind_are_a_file_and_a_pil_image_without_pixels_or_a_known_white_is_refused() -> None:
+    data = _saved(RGB, "PNG")
+    for form in (bytearray(data), memoryview(data)):
+        assert np.array_equal(load_image(form), np.asarray(RGB))
+    for wrong, line in ((Image.new("RGB", (0, 0)), "nothing to read"), (Image.new("I", (8, 8)), "of mode I does not")):
+        with pytest.raises(ImageError, match=line):
+            load_image(wrong)

@@ -117,3 +117,15 @@ def test_a_damaged_file_and_one_of_another_format_are_one_line() -> None:
             Checkpoint.from_bytes(damaged)
     with pytest.raises(CheckpointError, match=r"^the weights have format 9, this version reads 1$"):
         Checkpoint.from_bytes(content.replace(rb"\"format\": 1", rb"\"format\": 9"))
+
+
+def test_a_meaning_that_is_none_is_one_line() -> None:
+    weights = {"a": torch.zeros(1)}
+    for said in (
+        "[1]",
+        "no JSON",
+        '{"backbone": "vgg", "vocabulary": "ab", "height": 32}',
+        '{"backbone": "compact", "vocabulary": "ab", "height": "x"}',
+    ):
+        with pytest.raises(CheckpointError, match=r"^the weights [^\n]+$"):
+            Checkpoint.from_bytes(save(weights, {"captcha": said}))

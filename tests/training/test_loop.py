@@ -473,7 +473,8 @@ def every_tensor(state: Any, path: str = "") -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
 
 
-@pytest.mark.parametrize("at", [4])  # in the middle of the second of three epochs of three steps
+# Of three epochs of three steps: in the middle of the second, or before it begins.
+@pytest.mark.parametrize("at", [4, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_training_saved_and_loaded_in_a_new_process_goes_on_to_the_bit(
     at: int, tmp_path: Path, draw_digits: Callable[[Path, int], Path]
 ) -> None:
