@@ -7,6 +7,7 @@ To read images from Python:
     reader.read("image.png").text
 """
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,12 @@ def load(model: "str | Path") -> "Recognizer":
             f"{str(model)!r} names no model: there is no such folder; use models:/NAME@ALIAS, models:/NAME/VERSION, "
             "runs:/RUN_ID or a recogniser's folder"
         )
-    from captcha.tracking.models import load_recognizer
+    collecting = gc.isenabled()
+    gc.disable()  # MLflow's import makes a million objects and no garbage: looking for some takes a fifth of its time
+    try:
+        from captcha.tracking.models import load_recognizer
 
-    return load_recognizer(str(model))
+        return load_recognizer(str(model))
+    finally:
+        if collecting:
+            gc.enable()
