@@ -15,7 +15,7 @@ import pandas as pd
 
 from captcha import CaptchaError
 from captcha.data.samples import ImageMemory, Sample, Split, unit_hash
-from captcha.data.sources import Sources, parse_folder, parse_style
+from captcha.data.sources import Folder, Sources, parse_folder, parse_style
 from captcha.evaluation.metrics import exact_match
 from captcha.evaluation.results import Evaluation
 from captcha.jobs import train as training
@@ -104,12 +104,13 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
         AdaptationError: the model reads no image confidently, or there are too few.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
-    sources = Sources(parse_folder(settings.data), drawn=parse_style(settings.drawn) if settings.drawn else None)
-    with tracked_run(f"adapt to {sources.data.short_name}, seed {settings.seed}") as run:
+    folder = parse_folder(settings.data)
+    sources = Sources(folder, drawn=parse_style(settings.drawn) if settings.drawn else None)
+    with tracked_run(f"adapt to {folder.short_name}, seed {settings.seed}") as run:
         parent, checkpoint = training.read_parent(settings.model)
         if sources.drawn:  # an error in the style is raised before any image is read
             sources.drawn.samples(checkpoint.height, settings.seed, vocabulary=checkpoint.vocabulary)
-        images = _images(settings, checkpoint.height)
+        images = _images(settings, folder, checkpoint.height)
         split = Split(
             [images.samples[i] for i in images.learnable],
             [images.samples[i] for i in images.held_out],
@@ -122,7 +123,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
         kept = _rounds(settings, sources, images, initial, recipe)
         mlflow.log_metrics({"best_round": kept.number})
         log_weights(kept.checkpoint.to_bytes())
-        example = parse_folder(settings.data).path / images.samples[images.held_out[0]].name
+        example = folder.path / images.samples[images.held_out[0]].name
         evaluation = training.log_recognizer(kept.checkpoint.model(), split, example)
         name, version, message = register(run.info.run_id, settings.name)
     return AdaptOutcome(
@@ -139,11 +140,9 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
     )
 
 
-def _images(settings: AdaptSettings, height: int) -> _Images:
+def _images(settings: AdaptSettings, folder: Folder, height: int) -> _Images:
     """Return the folder's images; the seed and their pixels choose the tenth that is held out."""
-    labelled = parse_folder(settings.data).samples(
-        height, memory=ImageMemory(settings.image_memory), labelled=settings.labelled
-    )
+    labelled = folder.samples(height, memory=ImageMemory(settings.image_memory), labelled=settings.labelled)
     samples = [replace(sample, text="") for sample in labelled]  # no round sees a label
     held_out = [i for i, sample in enumerate(samples) if unit_hash(settings.seed, sample.digest) < HELD_OUT]
     if not held_out:
@@ -238,7 +237,7 @@ def _log_run(
 ) -> None:
     """Log the settings of a self-training, and what another training needs to start from its model."""
     kind = {"backbone": checkpoint.backbone, "height": checkpoint.height, "test_data": HELD_OUT_DATA}
-    training.log_training({**settings, **kind}, sources, split, checkpoint.vocabulary, checkpoint.backbone, recipe)
+    training.log_training({**settings, **kind}, sources, split, checkpoint.vocabulary, recipe)
 
 
 def _log_round(settings: AdaptSettings, latest: Round, previous: Round | None, images: _Images) -> None:

@@ -72,8 +72,12 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
                 f"{settings.data}: {most} labels are asked for, but beside the test part there are {fewest}; "
                 "take fewer, or all"
             )
-        for count, seed in itertools.product(settings.counts, range(settings.seeds)):
-            if count and not with_labels(splits[seed], count, seed).train:
+        known = {
+            (count, seed): with_labels(splits[seed], count, seed)
+            for count, seed in itertools.product(settings.counts, range(settings.seeds))
+        }
+        for (count, seed), part in known.items():
+            if count and not part.train:
                 raise DataError(
                     f"{settings.data}: {count} labels of seed {seed} are all of one text, so none is left to train "
                     "on; take more labels"
@@ -87,8 +91,7 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
             logger.info("\n%s", name)
             with tracked_run(name, nested=True) as run:
                 began = time.perf_counter()
-                known = with_labels(splits[seed], count, seed)
-                evaluation = _measure(settings, seed, known, parent, arm == WITH_DRAWN, recipe)
+                evaluation = _measure(settings, seed, known[count, seed], parent, arm == WITH_DRAWN, recipe)
                 seconds = time.perf_counter() - began
             right, n = len(evaluation.samples) - evaluation.wrong, len(evaluation.samples)
             labels = fewest if count is None else count

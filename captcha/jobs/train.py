@@ -128,7 +128,7 @@ def learn(
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
     vocabulary = vocabulary_of(settings, sources, split)
-    log_training(settings.model_dump(), sources, split, vocabulary, settings.backbone, recipe)
+    log_training(settings.model_dump(), sources, split, vocabulary, recipe)
     logger.info(
         "training %s on %s: %d images, %d for validation, %d for the test, %d characters",
         *(settings.backbone, choose_device(), len(split.train), len(split.validation), len(split.test)),
@@ -178,15 +178,14 @@ def log_training(
     sources: Sources,
     split: Split,
     vocabulary: Vocabulary,
-    backbone: str,
     recipe: Recipe = recipes.DEFAULT,
 ) -> None:
-    """Log the settings, what follows from them, and the data sets as MLflow's inputs."""
+    """Log the settings, `backbone` among them, what follows from them, and the data sets as MLflow's inputs."""
     numbers = {f"recipe.{name}": value for name, value in recipe.changes().items()}
     found = {"vocabulary_used": vocabulary.characters, "device": str(choose_device())}
     log_settings({**settings, **numbers, **found})
     mlflow.log_dict(recipe.model_dump(), "recipe.json")
-    mlflow.set_tags({"backbone": backbone, "data": sources.data.written})
+    mlflow.set_tags({"backbone": settings["backbone"], "data": sources.data.written})
     log_inputs(split, sources.by_side())
 
 
@@ -246,6 +245,7 @@ def fit(
         split: its validation side chooses the epoch.
         schedule: how long, and at which rates.
         keep_last: keep the last epoch's model, as where validation cannot tell which is best; print no epoch.
+        started: the weights come from another training, so what they read before this one is printed.
 
     Raises:
         TrainingError: the training cannot go on.

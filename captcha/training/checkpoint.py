@@ -61,13 +61,13 @@ class Checkpoint:
             if said["backbone"] not in BACKBONES:
                 raise CheckpointError(f"the weights are of backbone {said['backbone']!r}, which this version has not")
             return cls(said["backbone"], vocabulary, height, float(said["gru_weight"]), weights)
+        except CheckpointError:
+            raise
         except SafetensorError as error:
             raise CheckpointError(f"the weights are damaged: {error}") from None
         except KeyError as error:
             raise CheckpointError(f"the weights do not say their {error.args[0]}") from None
         except (AttributeError, TypeError, ValueError) as error:
-            if isinstance(error, CheckpointError):
-                raise
             raise CheckpointError(f"the weights do not say what they mean: {error}") from None
 
     def to_bytes(self) -> bytes:

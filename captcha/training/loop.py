@@ -19,6 +19,7 @@ from captcha.evaluation.results import Evaluation, evaluate
 from captcha.reading.images import stack
 from captcha.training.augmentation import augment
 from captcha.training.batches import Batches
+from captcha.training.checkpoint import Checkpoint
 from captcha.training.export import torch_recognizer
 from captcha.training.model import Crnn
 from captcha.training.recipe import Recipe
@@ -96,7 +97,7 @@ class TrainingState:
     def keep(self, epoch: int) -> None:
         """Keep a copy of the averaged weights as the training's result so far."""
         self.kept_epoch = epoch
-        self.kept = {name: value.detach().cpu().clone() for name, value in self.average.state_dict().items()}
+        self.kept = dict(Checkpoint.of(self.average).weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, as `torch.save` takes it and `torch.load(weights_only=True)` gives it back."""

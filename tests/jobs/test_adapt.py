@@ -55,7 +55,7 @@ def model(folder: Path) -> str:
     parts = split(read_samples(folder, HEIGHT)[0], 0)
     digits = Vocabulary("0123456789")
     with tracked_run("the model to begin with") as run:
-        log_training(asked.model_dump(), parse_sources(asked), parts, digits, "compact")
+        log_training(asked.model_dump(), parse_sources(asked), parts, digits)
         log_weights(Checkpoint.of(Crnn("compact", digits, HEIGHT)).to_bytes())
     return f"runs:/{run.info.run_id}"
 
