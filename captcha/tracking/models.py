@@ -25,9 +25,6 @@ import captcha
 from captcha.reading.recognizer import ARTIFACT, Recognizer
 from captcha.tracking.runs import RegistryError, connect
 
-LOGGED_MODEL = "recognizer"
-"""Name of the model in the run that trained it."""
-
 WEIGHTS_FOLDER, WEIGHTS_FILE = "weights", "model.safetensors"
 """Where a run keeps the weights that another training can start from; their sha256 is a tag of the run."""
 
@@ -99,10 +96,12 @@ def load_parent(uri: str) -> Parent:
     weights = _weights(uri, run)
     params = run.data.params
     try:
-        meaning = {"backbone": params["backbone"], "vocabulary": params["vocabulary_used"], "height": params["height"]}
-        return Parent(resolved, run_id, data_of(run), params["test_data"], int(params["seed"]), weights, meaning)
+        meaning = {name: fact(run, name) for name in ("backbone", "vocabulary", "height")}
+        return Parent(
+            resolved, run_id, fact(run, "data"), fact(run, "test_data"), int(params["seed"]), weights, meaning
+        )
     except KeyError as error:
-        raise RegistryError(f"{uri}: run {run_id} is no training, it has no param {error}; name another") from None
+        raise RegistryError(f"{uri}: run {run_id} is no training, it does not say its {error}; name another") from None
 
 
 def _weights(uri: str, run: Run) -> bytes:
@@ -145,12 +144,15 @@ def log_weights(content: bytes) -> None:
     mlflow.set_tag(f"sha256.{WEIGHTS_FILE}", hashlib.sha256(content).hexdigest())
 
 
-def log_model(recognizer: Path, example: bytes) -> ModelInfo:
-    """Log the recogniser in a folder to the active run as a model that MLflow can serve.
+def log_model(recognizer: Path, example: bytes, step: int) -> ModelInfo:
+    """Log the recogniser in a folder to the active run, under its name, as a model that MLflow can serve.
 
     The folder must be named `ARTIFACT`: the model keeps it in `artifacts/` under its own name.
-    `example` is an image file's content, for the model's input example.
+    `example` is an image file's content, for the model's input example. The model's page shows the metrics that the
+    run has at `step`, the epoch that the weights are of.
     """
+    run = mlflow.active_run()
+    assert run
     package = Path(captcha.__file__).parent
     with tempfile.TemporaryDirectory() as temporary:
         code = Path(temporary) / package.name
@@ -158,7 +160,8 @@ def log_model(recognizer: Path, example: bytes) -> ModelInfo:
         shutil.copy(package / "__init__.py", code)
         paths = list(sys.path)
         info: ModelInfo = mlflow.pyfunc.log_model(
-            name=LOGGED_MODEL,
+            name=re.sub(r"[/:.%\"']", "-", run.info.run_name),  # MLflow allows these in no model's name
+            step=step,
             python_model=str(package / "reading" / "serving.py"),
             code_paths=[str(code)],
             artifacts={ARTIFACT: str(recognizer)},
@@ -172,19 +175,23 @@ def log_model(recognizer: Path, example: bytes) -> ModelInfo:
     return info
 
 
-def data_of(run: Run) -> str:
-    """Return what the run was trained on: the tag, as `mlflow run` logs params quoted for the shell."""
-    return run.data.tags.get("data", run.data.params["data"])
+def fact(run: Run, name: str) -> str:
+    """Return what a run has found, a tag; runs of the first versions have most of it as params.
+
+    The tag comes first: `mlflow run` logs params as it has quoted them for the shell.
+
+    Raises:
+        KeyError: the run has neither.
+    """
+    tags, params = run.data.tags, run.data.params
+    return tags[name] if name in tags else params[{"vocabulary": "vocabulary_used"}.get(name, name)]
 
 
 def logged_model(client: MlflowClient, run: Run) -> LoggedModel:
     """Return the recogniser that a run has logged."""
-    outputs = run.outputs.model_outputs if run.outputs else []
-    for output in outputs:
-        model = client.get_logged_model(output.model_id)
-        if model.name == LOGGED_MODEL:
-            return model
-    raise RegistryError(f"run {run.info.run_id} holds no model named {LOGGED_MODEL}: it did not end its training")
+    if not run.outputs or not run.outputs.model_outputs:
+        raise RegistryError(f"run {run.info.run_id} holds no model: it did not end its training")
+    return client.get_logged_model(run.outputs.model_outputs[-1].model_id)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
-"""What a run holds: settings, inputs, pictures of predictions, the test's metrics and files."""
+"""What a run holds: settings, facts, inputs, pictures of predictions, the test's figures and files."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 
 import mlflow
 import pandas as pd
@@ -9,7 +10,7 @@ from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
-from captcha.data.samples import Split, digest
+from captcha.data.samples import Sample, Split, digest
 from captcha.data.sources import Folder, Source
 from captcha.evaluation.metrics import character_confusion
 from captcha.evaluation.results import Evaluation
@@ -26,20 +27,37 @@ def log_settings(settings: Mapping[str, object]) -> None:
     mlflow.log_params({key: written(value) for key, value in settings.items() if key not in known})
 
 
-def log_inputs(split: Split, sources: Mapping[str, Source]) -> None:
-    """Log each side of a split, with its source, as an input of the run, and as params its count and digest."""
+def log_facts(facts: Mapping[str, object]) -> None:
+    """Log what a run has found, beside its settings, as tags: MLflow prints all params of a run under each picture."""
+    mlflow.set_tags({key: str(value) for key, value in facts.items()})
+
+
+class ImageSet(MetaDataset):
+    """Images with labels as MLflow knows a data set: where they come from, their digest and their count."""
+
+    def __init__(self, source: Source, samples: Sequence[Sample], context: str) -> None:
+        self._images = len(samples)  # before what follows, which asks for the profile
+        super().__init__(_dataset_source(source), name=f"{source.short_name}-{context}", digest=digest(samples))
+
+    @property
+    def profile(self) -> dict[str, int]:
+        """The count, under the name by which MLflow shows it."""
+        return {"num_rows": self._images}
+
+    def to_dict(self) -> dict[str, str]:
+        """Return what MLflow stores; a MetaDataset's own has no profile."""
+        return {**super().to_dict(), "profile": json.dumps(self.profile)}
+
+
+def log_inputs(split: Split, sources: Mapping[str, Source]) -> dict[str, ImageSet]:
+    """Log each side of a split, with its source, as an input of the run, and its count and digest; return them."""
     sides = {"train": split.train, "validation": split.validation, "test": split.test}
-    digests = {side: digest(samples) for side, samples in sides.items()}
-    log_settings(
-        {
-            **{f"{side}_images": len(samples) for side, samples in sides.items()},
-            **{f"{side}_digest": each for side, each in digests.items()},
-            "split_digest": split.digest,
-        }
-    )
-    for side, source in sources.items():
-        name = f"{source.short_name}-{side}"
-        mlflow.log_input(MetaDataset(_dataset_source(source), name=name, digest=digests[side]), context=side)  # type: ignore[abstract]
+    sets = {side: ImageSet(sources[side], samples, side) for side, samples in sides.items()}
+    for side, each in sets.items():
+        mlflow.log_input(each, context=side)
+        log_facts({f"{side}_images": len(sides[side]), f"{side}_digest": each.digest})
+    log_facts({"split_digest": split.digest})
+    return sets
 
 
 def _dataset_source(source: Source) -> DatasetSource:
@@ -56,16 +74,29 @@ def log_predictions(evaluation: Evaluation, key: str, step: int) -> None:
     mlflow.log_image(prediction_grid(evaluation), key=key, step=step)
 
 
-def log_test(evaluation: Evaluation) -> None:
-    """Log the metrics of a test, every prediction, the confusions and a picture."""
+def log_test(evaluation: Evaluation, model_id: str | None = None, images: ImageSet | None = None) -> None:
+    """Log the figures of a test, every prediction, the confusions and a picture.
+
+    Exact match and character error rate are metrics, which MLflow draws; all figures stand in `test.json`, and what
+    a person compares versions by in tags. `model_id` and `images` are the logged model and the data set measured.
+    """
     from captcha.evaluation.plots import confusion_figure, prediction_grid  # brings matplotlib, as above
 
-    metrics = {f"test/{key}": value for key, value in evaluation.metrics().items()}
+    figures = evaluation.metrics()
+    drawn = {f"test/{key}": figures[key] for key in ("exact_match", "cer")}
+    mlflow.log_metrics(drawn, step=0, model_id=model_id, dataset=images)  # MLflow draws one bar for a metric at step 0
     repeats = evaluation.with_repeats()
     if repeats.samples:
-        metrics["test/exact_match_repeats"] = repeats.exact_match
-        metrics["test/n_repeats"] = len(repeats.samples)
-    mlflow.log_metrics(metrics)
+        figures |= {"exact_match_repeats": repeats.exact_match, "n_repeats": len(repeats.samples)}
+    mlflow.log_dict(figures, "test.json")
+    log_facts(
+        {
+            "test_images": len(evaluation.samples),
+            "test_right": len(evaluation.samples) - evaluation.wrong,
+            "test_low": f"{figures['exact_match_low']:.4f}",
+            "test_high": f"{figures['exact_match_high']:.4f}",
+        }
+    )
     mlflow.log_table(
         pd.DataFrame(
             {

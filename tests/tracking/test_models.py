@@ -46,14 +46,14 @@ def test_the_registered_recognizer_is_the_one_that_was_logged(tmp_path: Path) ->
     with tracked_run("a training") as run:
         mlflow.log_params(
             {"backbone": "compact", "data": "folder", "vocabulary_used": "abc", "seed": "0", "test_digest": "d1"}
-        )
+        )  # as the first versions logged them
         mlflow.log_metrics({f"test/{key}": 1.0 for key in ("exact_match", "exact_match_low", "exact_match_high")})
         mlflow.log_metrics({"test/cer": 0.0, "test/n": 1})
         mlflow.set_tag("sha256.model.onnx", "0123")
         paths = list(sys.path)
-        info = log_model(tmp_path / "recognizer", EXAMPLE)
+        info = log_model(tmp_path / "recognizer", EXAMPLE, step=0)
         assert sys.path == paths  # MLflow tries the model out, and would leave its copy of this package on the path
-    register(run.info.run_id, "logged")
+    assert register(run.info.run_id, "logged")[1] == 1
     for uri in ("models:/logged@champion", "models:/logged/1", f"runs:/{run.info.run_id}", info.model_uri):
         recognizer = load_recognizer(uri)
         assert (recognizer.vocabulary.characters, recognizer.height) == ("a", 16)
@@ -119,5 +119,7 @@ def test_a_run_that_is_no_training_cannot_be_gone_on_from(tmp_path: Path) -> Non
     (tmp_path / WEIGHTS_FILE).write_bytes(b"some weights")
     with tracked_run("something else") as run:
         mlflow.log_artifact(str(tmp_path / WEIGHTS_FILE), WEIGHTS_FOLDER)
-    with pytest.raises(RegistryError, match=r"^runs:/\w+: run \w+ is no training, it has no param 'backbone'; [^\n]*$"):
+    with pytest.raises(
+        RegistryError, match=r"^runs:/\w+: run \w+ is no training, it does not say its 'backbone'; [^\n]*$"
+    ):
         load_parent(f"runs:/{run.info.run_id}")
