@@ -215,7 +215,7 @@ def predictions_of(client: MlflowClient, run: Run, folder: Path) -> dict[str, tu
     path = client.download_artifacts(run.info.run_id, "test_predictions.json", str(folder))
     table = json.loads(Path(path).read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    return {row["file"]: (row["prediction"], row["confidence"]) for row in rows}
+    return {Path(row["file"]).name: (json.loads(row["prediction"]), row["confidence"]) for row in rows}
 
 
 def test_the_run_holds_parameters_metrics_pictures_and_tables(job: Job, images: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from filecmp import cmp
 from pathlib import Path, PurePath
 
@@ -85,11 +85,7 @@ def read_samples(
     readable = {name: texts[name] for name in found}
     problems += copies(readable, {name: each.sample.digest for name, each in found.items()})
     left_out = {problem.file for problem in problems}
-    samples = [
-        Sample(name, texts[name], each.sample.pixels, each.sample.digest)
-        for name, each in found.items()
-        if name not in left_out
-    ]
+    samples = [replace(each.sample, text=texts[name]) for name, each in found.items() if name not in left_out]
     facts = facts_of(
         list(readable.values()), (each.size for each in found.values()), (f.format for f in found.values())
     )
@@ -133,7 +129,8 @@ def _find_all(
         else:
             pixels = result.image if memory.holds(result.image) else again
             width = result.image.shape[1]
-            found[name] = _Found(Sample(name, "", pixels, result.digest), result.size, width, result.format)
+            sample = Sample(name, "", pixels, result.digest, folder)
+            found[name] = _Found(sample, result.size, width, result.format)
         if progress:
             progress(done, len(names))
     return found

@@ -340,7 +340,7 @@ def log_recognizer(model: Crnn, split: Split, example: Path, step: int, images: 
         model_id = log_model(folder, example.read_bytes(), step).model_id
         evaluation = evaluate(recognizer, split.test) if split.test else None
         if evaluation:
-            log_test(evaluation, model_id, images)
+            log_test(evaluation, "test", model_id, images)
     describe_run()
     return evaluation
 

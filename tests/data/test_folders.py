@@ -39,6 +39,11 @@ def test_a_sample_holds_the_pixels_of_its_file(captcha_folder: Path, draw: Draw)
     assert np.array_equal(sample.image, draw(sample.text))
 
 
+def test_a_sample_knows_where_its_file_lies(captcha_folder: Path) -> None:
+    samples, _, _ = read_samples(captcha_folder, 32)
+    assert all(sample.folder and (sample.folder / sample.name).is_file() for sample in samples)
+
+
 def test_extensions_are_known_in_any_case_and_other_files_are_left_alone(tmp_path: Path, write_image: Write) -> None:
     for name in ["a.PNG", "b.Jpg", "c.webp", "d.bmp", "e.GIF"]:
         write_image(tmp_path / name)

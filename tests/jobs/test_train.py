@@ -94,9 +94,14 @@ class Trained:
     artifacts: Path
 
     def json(self, name: str) -> list[dict[str, Any]]:
-        """Return the rows of a logged table, each value as it was logged."""
-        table = json.loads((self.artifacts / name).read_text())
-        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        """Return the rows of a logged table, with the texts that stand in it in quotes."""
+        return rows_of(json.loads((self.artifacts / name).read_text()))
+
+
+def rows_of(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a table as `Trained.json` does."""
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    return [row | {name: json.loads(row[name]) for name in ("label", "prediction")} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -233,9 +238,9 @@ def test_the_model_has_learned_something(trained: Trained) -> None:
     assert len({row["prediction"] for row in trained.json("test_predictions.json")} - {""}) > 2
 
 
-def test_predictions_keep_their_leading_zeros_and_name_their_files(trained: Trained) -> None:
+def test_predictions_keep_their_leading_zeros_and_name_their_files(trained: Trained, folder: Path) -> None:
     for row in trained.json("test_predictions.json"):
-        assert row["file"] == f"{row['label']}.png"
+        assert row["file"] == str(folder / f"{row['label']}.png")
         assert len(row["label"]) == 2
         assert isinstance(row["prediction"], str)
         assert 0 <= row["confidence"] <= 1
@@ -253,7 +258,9 @@ def test_pictures_of_the_validation_come_every_few_epochs_from_step_0_on(trained
     assert {int(name.split("%")[2]) if "%" in name else int(name.split("+")[2]) for name in pictures} == {0, 2, 3}
 
 
-@pytest.mark.parametrize("name", ["test_confusion.png", "test_predictions.png", "learning_curves.png"])
+@pytest.mark.parametrize(
+    "name", ["test_confusion.png", "test_predictions.png", "test_mistakes.png", "learning_curves.png"]
+)
 def test_the_figures_at_the_end_are_pictures(trained: Trained, name: str) -> None:
     picture = cv2.imread(str(trained.artifacts / name))
     assert picture is not None
@@ -364,7 +371,8 @@ def test_training_evaluate_and_predict_give_the_same_texts(
         "test_digest": trained.run.data.tags["test_digest"],
     }
     logged = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/test_predictions.json")
-    assert logged["data"] == [list(row.values()) for row in rows]
+    here = [row | {"file": str(file)} for row, file in zip(rows, files, strict=True)]
+    assert [row | {"confidence": None} for row in rows_of(logged)] == [row | {"confidence": None} for row in here]
     for reading, row in zip(readings, rows, strict=True):
         assert isinstance(reading, Reading)
         assert reading.text == row["prediction"]
