@@ -1,6 +1,6 @@
 """What a run holds: settings, inputs, pictures of predictions, the test's metrics and files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import mlflow
 import pandas as pd
@@ -9,6 +9,7 @@ from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
+from captcha.data.problems import Problem, printable
 from captcha.data.samples import Split, digest
 from captcha.data.sources import Folder, Source
 from captcha.evaluation.metrics import character_confusion
@@ -40,6 +41,14 @@ def log_inputs(split: Split, sources: Mapping[str, Source]) -> None:
     for side, source in sources.items():
         name = f"{source.short_name}-{side}"
         mlflow.log_input(MetaDataset(_dataset_source(source), name=name, digest=digests[side]), context=side)  # type: ignore[abstract]
+
+
+def log_left_out(problems: Sequence[Problem]) -> None:
+    """Log how many files were left out for their problems, as a tag, and the problems as problems.csv, if any."""
+    mlflow.set_tags({"left_out": len({problem.file for problem in problems})})
+    if problems:
+        rows = [(printable(problem.file), problem.kind, problem.message) for problem in problems]
+        mlflow.log_text(pd.DataFrame(rows, columns=["file", "kind", "message"]).to_csv(index=False), "problems.csv")
 
 
 def _dataset_source(source: Source) -> DatasetSource:
