@@ -141,8 +141,8 @@ def test_of_a_picture_that_is_trained_on_and_held_back_the_training_image_is_lef
 
 
 def test_a_folder_of_which_nothing_is_left_is_refused(captcha_folder: Path, tmp_path: Path) -> None:
+    sources = Sources.parse(str(captcha_folder), str(captcha_folder), str(captcha_folder), None)
     with pytest.raises(DataError, match="captchas: every image is held back for validation or the test, see above"):
-        sources = Sources.parse(str(captcha_folder), str(captcha_folder), str(captcha_folder), None)
         sources.split(32, None, 0, ImageMemory(9), [])
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "a.png").touch()
