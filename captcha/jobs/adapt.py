@@ -14,6 +14,7 @@ import mlflow
 import pandas as pd
 
 from captcha import CaptchaError
+from captcha.data.problems import Problem
 from captcha.data.samples import ImageMemory, Sample, Split, unit_hash
 from captcha.data.sources import Folder, Sources, parse_folder, parse_style
 from captcha.evaluation.metrics import exact_match
@@ -23,7 +24,7 @@ from captcha.reading.recognizer import Reading
 from captcha.settings import AdaptSettings, TrainSettings
 from captcha.tracking.descriptions import run_name
 from captcha.tracking.models import log_weights
-from captcha.tracking.records import ImageSet, log_facts, log_predictions, log_settings
+from captcha.tracking.records import ImageSet, log_facts, log_left_out, log_predictions, log_settings
 from captcha.tracking.registry import register
 from captcha.tracking.runs import NOTE, tracked_run
 from captcha.training import recipe as recipes
@@ -153,8 +154,11 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
 
 
 def _images(settings: AdaptSettings, folder: Folder, height: int) -> _Images:
-    """Return the folder's images; the seed and their pixels choose the tenth that is held out."""
-    labelled = folder.samples(height, memory=ImageMemory(settings.image_memory), labelled=settings.labelled)
+    """Return the folder's images, and log those left out; seed and pixels choose the tenth that is held out."""
+    left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
+    memory = ImageMemory(settings.image_memory)
+    labelled = folder.samples(height, memory=memory, labelled=settings.labelled, left_out=left_out)
+    log_left_out(left_out or ())
     samples = [replace(sample, text="") for sample in labelled]  # no round sees a label
     held_out = [i for i, sample in enumerate(samples) if unit_hash(settings.seed, sample.digest) < HELD_OUT]
     if not held_out:

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from captcha.data.folders import encode_png
+from captcha.data.problems import Problem
 from captcha.data.samples import ImageMemory, Sample, Split
 from captcha.data.sources import DRAWN_IMAGES, Drawn, Folder, Sources
 from captcha.evaluation.plots import learning_curves
@@ -22,7 +23,15 @@ from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import TrainSettings, project_root
 from captcha.tracking.descriptions import COLOURS, describe_training, run_name
 from captcha.tracking.models import Parent, load_parent, log_model, log_weights
-from captcha.tracking.records import ImageSet, log_facts, log_inputs, log_predictions, log_settings, log_test
+from captcha.tracking.records import (
+    ImageSet,
+    log_facts,
+    log_inputs,
+    log_left_out,
+    log_predictions,
+    log_settings,
+    log_test,
+)
 from captcha.tracking.registry import register
 from captcha.tracking.runs import NOTE, tracked_run
 from captcha.training import recipe as recipes
@@ -67,7 +76,9 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
     with tracked_run(name_of(settings, sources, parent)) as run:
         log_settings(settings.model_dump())  # at once: a run that fails says how it was started
         log_facts({"job": "train"})
-        split = split_of(settings, sources)
+        left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
+        split = split_of(settings, sources, left_out)
+        log_left_out(left_out or ())
         example = example_of(sources, split.test[0])
         evaluation = learn(settings, sources, split, parent, example, recipe)
         name, version, message = register(run.info.run_id, settings.name)
@@ -117,10 +128,10 @@ def read_parent(uri: str) -> tuple[Parent, Checkpoint]:
         raise CheckpointError(f"{parent.uri}, run {parent.run_id}: {error}") from None
 
 
-def split_of(settings: TrainSettings, sources: Sources) -> Split:
-    """Return the samples of the sources in their three parts. Raises what `Sources.split` raises."""
+def split_of(settings: TrainSettings, sources: Sources, left_out: list[Problem] | None = None) -> Split:
+    """Return the samples of the sources in their three parts. Does and raises what `Sources.split` does and raises."""
     vocabulary = Vocabulary(settings.vocabulary) if settings.vocabulary else None
-    return sources.split(settings.height, vocabulary, settings.seed, ImageMemory(settings.image_memory))
+    return sources.split(settings.height, vocabulary, settings.seed, ImageMemory(settings.image_memory), left_out)
 
 
 def learn(

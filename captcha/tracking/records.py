@@ -14,6 +14,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 from PIL import Image
 
+from captcha.data.problems import Problem, printable
 from captcha.data.samples import Sample, Split, digest
 from captcha.data.sources import Folder, Source
 from captcha.evaluation.metrics import character_confusion
@@ -65,6 +66,14 @@ def log_inputs(split: Split, sources: Mapping[str, Source]) -> dict[str, ImageSe
         log_facts({f"{side}_images": len(sides[side]), f"{side}_digest": each.digest})
     log_facts({"split_digest": split.digest})
     return sets
+
+
+def log_left_out(problems: Sequence[Problem]) -> None:
+    """Log how many files were left out for their problems, as a tag, and the problems as problems.csv, if any."""
+    mlflow.set_tags({"left_out": len({problem.file for problem in problems})})
+    if problems:
+        rows = [(printable(problem.file), problem.kind, problem.message) for problem in problems]
+        mlflow.log_text(pd.DataFrame(rows, columns=["file", "kind", "message"]).to_csv(index=False), "problems.csv")
 
 
 def _dataset_source(source: Source) -> DatasetSource:

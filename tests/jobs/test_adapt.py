@@ -250,6 +250,23 @@ def test_an_unreadable_image_is_named_before_anything_is_learned(
     assert "torn.png" in lines[0]
 
 
+def test_an_unreadable_image_can_be_left_out(
+    folder: Path, model: str, readings: Callable[..., list[list[float]]], quick: Recipe, tmp_path: Path
+) -> None:
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(folder, spoilt)
+    (spoilt / "torn.png").write_bytes(b"torn")
+    readings([0.95] * 60, [0.95] * 60)
+    outcome = adapt(asked(spoilt, model, problems="leave-out", name="left"), quick)
+    run = MlflowClient().get_run(outcome.run_id)
+    assert (outcome.images, run.data.tags["left_out"]) == (60, "1")
+    assert run.data.params["problems"] == "leave-out"
+    table = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/problems.csv").splitlines()
+    assert table[0] == "file,kind,message"
+    assert [line.split(",")[:2] for line in table[1:]] == [[f"{spoilt}/torn.png", "unreadable image"]]
+    assert {each.data.tags.get("left_out") for each in nested(outcome.run_id)} == {None}
+
+
 def test_images_are_read_without_their_names_being_labels(folder: Path, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         shutil.copy(folder / f"{'11' if name == 'b' else '12'}.png", tmp_path / f"{name}.png")

@@ -195,6 +195,26 @@ def test_without_a_style_labels_alone_are_measured(folder: Path, monkeypatch: py
     assert [(row.arm, row.labels, row.right) for row in measured] == [(ALONE, 10, 0)]
 
 
+def test_all_trainings_leave_out_the_same_and_the_run_above_them_has_the_list(
+    folder: Path, spoil: Callable[[Path, Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = {sample.name for sample in read_samples(folder, 64)[0]}
+    trained_on: list[set[str]] = []
+
+    def measure(settings: BudgetSettings, seed: int, known: Split, parent: Any, with_drawn: bool, _: Any) -> Evaluation:
+        assert job._as_training(settings, seed, parent, with_drawn).problems == "leave-out"
+        trained_on.append({sample.name for sample in [*known.train, *known.validation, *known.test]})
+        return Evaluation(known.test, [Reading("", 1.0, []) for _ in known.test], 0.0)
+
+    monkeypatch.setattr(job, "_measure", measure)
+    spoilt = spoil(folder, tmp_path / "spoilt")
+    rows = budget(asked(spoilt, labels="all", drawn="none", problems="leave-out"))
+    assert trained_on == [clean, clean]
+    above = MlflowClient().get_run(MlflowClient().get_run(rows[0].run_id).data.tags["mlflow.parentRunId"])
+    assert above.data.tags["left_out"] == "4"
+    assert mlflow.artifacts.load_text(f"{above.info.artifact_uri}/problems.csv").count(str(spoilt)) == 4
+
+
 # The job itself
 
 

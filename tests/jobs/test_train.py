@@ -1,3 +1,4 @@
+import csv
 import hashlib
 import json
 import math
@@ -53,6 +54,10 @@ DIGITS = Vocabulary("0123456789")
 HEIGHT, EPOCHS = 32, 3
 Draw = Callable[..., NDArray[np.uint8]]
 Listen = Callable[[], AbstractContextManager[list[str]]]
+Spoil = Callable[[Path, Path], Path]
+
+KINDS = ["contradicting labels", "contradicting labels", "empty label", "unreadable image"]
+"""What `spoil` adds to a folder, in the order of a run's problems.csv."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -368,6 +373,7 @@ def test_training_evaluate_and_predict_give_the_same_texts(
     assert run.data.params == {
         "data": str(tested),
         "model": "models:/two-digits@champion",
+        "problems": "stop",
         "test_digest": trained.run.data.tags["test_digest"],
     }
     logged = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/test_predictions.json")
@@ -398,6 +404,18 @@ def test_an_evaluation_of_a_folder_with_errors_leaves_no_run(trained: Trained, t
         evaluate_job(str(tmp_path), "models:/two-digits/1")
     assert "1.png" in lines[0]
     assert latest_run().info.run_id == before
+
+
+def test_an_evaluation_leaves_out_what_is_wrong_and_measures_the_others(
+    trained: Trained, folder: Path, spoil: Spoil, tmp_path: Path
+) -> None:
+    spoilt = spoil(folder, tmp_path / "spoilt")
+    metrics = evaluate_job(str(spoilt), "models:/two-digits/1", "leave-out")
+    run = latest_run()
+    assert metrics["n"] == 100
+    assert run.data.tags["test_digest"] == digest(read_samples(folder, HEIGHT)[0])
+    assert (run.data.params["problems"], run.data.tags["left_out"]) == ("leave-out", "4")
+    assert [row["kind"] for row in left_out_of(run)] == KINDS
 
 
 # Going on from a trained model
@@ -535,9 +553,9 @@ def test_all_problems_of_the_data_are_said_and_nothing_is_left_half_done(
     (bad / "torn.png").write_bytes((bad / "11.png").read_bytes()[:60])
     (bad / "text.png").write_text("no image")
     shutil.copy(bad / "12.png", bad / "21 again.png")  # the same picture under another label
-    with listen() as lines, pytest.raises(DataError, match=r"^3 problems in the data, see above$"):
+    with listen() as lines, pytest.raises(DataError, match=r"^4 problems in the data, see above; mend them"):
         train(settings(data=str(bad), name="bad"))
-    for file in ("torn.png", "text.png", "21 again.png"):
+    for file in ("torn.png", "text.png", "12.png", "21 again.png"):
         assert f"error: {file}: " in "\n".join(lines)
     run = latest_run()
     assert run.info.status == "FAILED"
@@ -676,6 +694,36 @@ def test_characters_that_training_never_saw_are_named(
         train(settings(data=str(folder), test_data=str(other_folders[1])))
     assert lines[0] == "warning: no training label holds c d: no validation or test label with them can be read right"
     assert latest_run().data.tags["vocabulary"] == "0123456789"
+
+
+def test_a_training_leaves_out_what_is_wrong_and_uses_exactly_the_others(
+    trained: Trained, folder: Path, spoil: Spoil, tmp_path: Path, quick: Recipe, listen: Listen
+) -> None:
+    spoilt = spoil(folder, tmp_path / "spoilt")
+    with listen() as lines:
+        outcome = train(settings(data=str(spoilt), problems="leave-out", name="left"), quick)
+    run = mlflow.get_run(outcome.run_id)
+    for name in ("train_digest", "validation_digest", "test_digest", "split_digest"):
+        assert run.data.tags[name] == trained.run.data.tags[name]  # of the folder without these files
+    assert run.data.tags["left_out"] == "4"
+    assert [(row["file"], row["kind"]) for row in left_out_of(run)] == [
+        (f"{spoilt}/{name}.png", kind) for name, kind in zip(("one", "two", " ", "torn"), KINDS, strict=True)
+    ]
+    assert left_out_of(run)[0]["message"] == "the same picture as two.png, but labelled 'one' here and 'two' there"
+    said = "\n".join(lines)
+    assert "left out: torn.png: " in said
+    assert "left out 4 of 104 images: 2 contradicting labels, 1 empty label, 1 unreadable image" in said
+
+
+def test_a_training_on_a_folder_without_problems_says_that_nothing_is_left_out(trained: Trained) -> None:
+    assert trained.run.data.tags["left_out"] == "0"
+    assert not (trained.artifacts / "problems.csv").exists()
+
+
+def left_out_of(run: Run) -> list[dict[str, str]]:
+    """Return the rows of a run's problems.csv."""
+    text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/problems.csv")
+    return list(csv.DictReader(text.splitlines()))
 
 
 def test_a_given_vocabulary_is_used_and_labels_outside_it_are_refused(folder: Path, listen: Listen) -> None:
