@@ -34,6 +34,7 @@ from captcha.reading.serving import MAX_ROWS, CaptchaModel
 from captcha.reading.vocabulary import Vocabulary
 from captcha.tracking.models import log_model
 
+README = Path(__file__).parents[2] / "README.md"
 HEIGHT = 16
 
 # Each column of pixels is a frame, its brightness the class: white is the blank, black "a", then "b" and "c".
@@ -635,13 +636,21 @@ def server(model_folder: Path, workplace: Path) -> Iterator[str]:
 
 
 def request(server: str, content: bytes, content_type: str = "application/json") -> tuple[int, Any]:
+    status, answer = raw_request(server, content, content_type)
+    return status, json.loads(answer)
+
+
+def raw_request(server: str, content: bytes, content_type: str) -> tuple[int, str]:
     question = urllib.request.Request(f"{server}/invocations", content, {"Content-Type": content_type})
     try:
         with urllib.request.urlopen(question, timeout=60) as response:
-            return response.status, json.loads(response.read())
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, json.loads(error.read())
+            return error.code, error.read().decode()
+
+
+UPLOAD = b'--X\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
 
 
 def check_alive(server: str) -> None:
@@ -663,6 +672,37 @@ def test_the_server_reads_csv(server: str) -> None:
     status, answer = request(server, f"image\n{encoded(png('abc'))}\n".encode(), "text/csv")
 
     assert (status, answer["predictions"][0]["text"]) == (200, "abc")
+
+
+@pytest.mark.slow
+def test_the_server_reads_the_forms_of_the_readme(server: str) -> None:
+    serve = README.read_text().partition("\n## Serve\n")[2].partition("\n## ")[0]
+    forms = re.findall(r"^\| `([a-z/]+)` \| `(.+)` \|$", serve, re.MULTILINE)
+    assert [kind for kind, _ in forms] == ["application/json"] * 4 + ["text/csv"]
+    for kind, form in forms:
+        body = form.replace("BASE64", encoded(png("abc"))).replace("\\n", "\n")
+        status, answer = request(server, body.encode(), kind)
+        assert (status, [row["text"] for row in answer["predictions"]]) == (200, ["abc"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "before", "after", "wanted"),
+    [
+        ("image/png", b"", b"", 415),
+        ("application/octet-stream", b"", b"", 415),
+        ("multipart/form-data; boundary=X", UPLOAD, b"\r\n--X--\r\n", 415),
+        ("application/x-www-form-urlencoded", b"image=", b"", 415),
+        ("application/json", b'{"image": "', b'"}', 400),
+    ],
+)
+def test_the_server_takes_no_other_form(server: str, kind: str, before: bytes, after: bytes, wanted: int) -> None:
+    image = encoded(png("abc")).encode() if kind.endswith(("json", "urlencoded")) else png("abc")
+
+    status, answer = raw_request(server, before + image + after, kind)
+
+    assert (status, "Traceback" in answer) == (wanted, False)
+    check_alive(server)
 
 
 @pytest.mark.slow
