@@ -35,7 +35,10 @@ LINES = Lines()
 
 
 def show_messages() -> None:
-    """Send the package's log messages to the terminal."""
+    """Send the package's log messages to the terminal, and of MLflow's only warnings and errors."""
+    # Variables, as MLflow is imported later, and sets its loggers then. Whoever has set them gets what they asked for.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     package = logging.getLogger("captcha")
     package.setLevel(logging.INFO)
     package.propagate = False

@@ -23,6 +23,7 @@ from mlflow.types.schema import Array
 
 import captcha
 from captcha.reading.recognizer import ARTIFACT, Recognizer
+from captcha.tracking.naming import meant
 from captcha.tracking.runs import RegistryError, connect
 
 WEIGHTS_FOLDER, WEIGHTS_FILE = "weights", "model.safetensors"
@@ -52,6 +53,8 @@ def load_recognizer(model_uri: str) -> Recognizer:
         RecognizerError: if its files are damaged.
     """
     connect()
+    if not model_uri.startswith(("models:/", "runs:/")):
+        raise RegistryError(f"{model_uri!r} names no model: there is no such folder; {meant(model_uri)}")
     with tempfile.TemporaryDirectory() as folder:
         try:
             source = model_uri
@@ -60,8 +63,17 @@ def load_recognizer(model_uri: str) -> Recognizer:
                 source = f"models:/{logged_model(client, client.get_run(match[1])).model_id}"
             path = Path(mlflow.artifacts.download_artifacts(source, dst_path=folder))
         except (MlflowException, OSError) as error:
-            raise RegistryError(f"{model_uri}: {first_line(error)}; train one first, or name another") from None
+            raise _no_model(model_uri, error) from None
         return Recognizer.load(path / "artifacts" / ARTIFACT)
+
+
+def _no_model(uri: str, error: Exception) -> RegistryError:
+    """Return the error for a URI that MLflow cannot follow: what may have been meant, or what MLflow says."""
+    codes = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+    unknown = uri.startswith("models:") and isinstance(error, MlflowException) and error.error_code in codes
+    if unknown or uri in ("models:/", "runs:/"):
+        return RegistryError(f"{uri!r} names no model: {meant(uri)}")
+    return RegistryError(f"{uri}: {first_line(error)}; train one first, or name another")
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,7 @@ def load_parent(uri: str) -> Parent:
         resolved, run_id = _run_behind(client, uri)
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise RegistryError(f"{uri}: {first_line(error)}; train one first, or name another") from None
+        raise _no_model(uri, error) from None
     weights = _weights(uri, run)
     params = run.data.params
     try:
@@ -127,7 +139,7 @@ def _run_behind(client: MlflowClient, uri: str) -> tuple[str, str]:
         return uri, match[1]
     match = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
     if not match:
-        raise RegistryError(f"{uri!r} names no model: use models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
+        raise RegistryError(f"{uri!r} names no model: {meant(uri)}")
     name, alias, number = match.groups()
     version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     if not version.run_id:

@@ -38,7 +38,8 @@ def register(run_id: str, name: str) -> tuple[str, int, str]:
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise RegistryError(f"run {run_id}: {first_line(error)}") from None
+        wanted = "give a run's id alone, 32 letters and digits, as `mlflow ui` shows it"
+        raise RegistryError(f"run {run_id}: {first_line(error)}; {wanted}") from None
     model = logged_model(client, run)
     with contextlib.suppress(MlflowException):
         client.create_registered_model(name)

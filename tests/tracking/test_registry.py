@@ -110,7 +110,7 @@ def test_no_version_of_an_unknown_model_is_champion() -> None:
 
 
 def test_an_unknown_run_is_one_line() -> None:
-    with pytest.raises(RegistryError, match=r"^run 0123456789abcdef: [^\n]*not found[^\n]*$"):
+    with pytest.raises(RegistryError, match=r"^run 0123456789abcdef: [^\n]*not found; give a run's id alone, [^\n]*$"):
         register("0123456789abcdef", "unknown")
 
 
