@@ -1,10 +1,12 @@
 import hashlib
+import io
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, redirect_stderr
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -287,6 +289,53 @@ def test_a_person_is_told_each_epoch_and_what_to_do_next(trained: Trained) -> No
     for command in ("mlflow ui", "mlflow models serve -m models:/two-digits@champion", "captcha predict"):
         assert command in summary
     assert Path(trained.outcome.example).is_file()
+
+
+class Terminal(io.StringIO):
+    """A stand-in for a terminal of 80 columns, without Unicode: a bar is made of #."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def bars(self) -> list[tuple[str, float]]:
+        """Return each state of the bar that was shown: its text, and how far it had come, from 0 to 1."""
+        cut = [re.fullmatch(r"(.*?)  ([#\d ]+)  +\S+ left *", frame) for frame in self.getvalue().split("\r")]
+        return [(found[1], found[2].count("#") / len(found[2])) for found in cut if found]
+
+
+def test_a_terminal_shows_one_bar_for_all_epochs(folder: Path, quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    asked = settings(data=str(folder), epochs=2)
+    with redirect_stderr(Terminal()) as terminal, tracked_run("a training"):
+        _, history = fit(asked, split_of(asked, parse_sources(asked)), quick)
+    texts, shares = zip(*terminal.bars(), strict=True)
+    fast = ("epoch 1/2", f"epoch 2/2  {figures(history[1])}")  # while an epoch of a moment lasts, perhaps not shown
+    assert [text for text in dict.fromkeys(texts) if text not in fast] == [
+        *("reading the validation images", "preparing the first images"),
+        *(f"epoch 1/2  {figures(history[1])}", f"epoch 2/2  {figures(history[2])}"),
+    ]
+    assert list(shares) == sorted(shares)  # a bar for each epoch would begin anew
+    assert shares[-1] == 1
+
+
+def figures(metrics: dict[str, float]) -> str:
+    return f"loss {metrics['train/loss']:.2f}  val {metrics['val/exact_match']:.1%}"
+
+
+def test_the_bar_of_a_training_that_stops_early_ends_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    nothing = Evaluation([Sample("1", "1", np.zeros((HEIGHT, 64, 3), np.uint8))], [Reading("1", 1.0, [1.0])], 0.5)
+
+    def result(epoch: int) -> EpochResult:
+        return EpochResult(epoch, Crnn("compact", DIGITS, HEIGHT), nothing, True, 1.0, 0.1, 1.0, 1.0)
+
+    with redirect_stderr(Terminal()) as terminal, job._Bar("round 2/8", Schedule(8, 3, 0.1, 1, DEFAULT)) as bar:
+        for epoch, last in ((1, 8), (2, 3), (3, 3)):
+            list(bar.steps(range(3 * epoch - 3, 3 * epoch)))
+            bar.show(result(epoch), last)
+    text, share = terminal.bars()[-1]
+    assert text.startswith("round 2/8  epoch 3/3  loss 1.00")
+    assert share == 1
 
 
 def test_a_version_that_is_no_champion_is_served_by_its_number(trained: Trained) -> None:
