@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def on_terminal() -> Callable[..., tuple[str, list[str]]]:
 
     def run(*command: str, **options: Any) -> tuple[str, list[str]]:
         ours, terminal = os.openpty()
+        termios.tcsetwinsize(ours, (40, 120))
         with subprocess.Popen(command, stdout=terminal, stderr=terminal, **options):
             os.close(terminal)
             content = b"".join(iter(lambda: read(ours), b""))

@@ -438,7 +438,8 @@ def test_bare_mlflow_run_makes_the_conda_environment_and_a_ui_shows_it(
 
 def next_commands(printed: str) -> dict[str, str]:
     """Return what a training prints at its end, by the labels in front."""
-    return {line[:22].strip(): line[22:] for line in printed.splitlines()[-3:]}
+    labels = ("compare the runs", "serve the model", "read one image")
+    return {label: line[22:] for line in printed.splitlines() for label in labels if line.startswith(label)}
 
 
 def check_commands(commands: dict[str, str], folder: Path, log: Path, path: str) -> None:
@@ -492,7 +493,7 @@ def test_a_training_on_a_terminal_shows_one_bar_under_its_messages(
 ) -> None:
     uri = f"sqlite:///{tmp_path}/runs.db"
     command = (*CAPTCHA, "train", f"--data={images}", "--epochs=2", *OPTIONS)
-    variables = environment(MLFLOW_TRACKING_URI=uri, PYTHONPATH=str(ROOT), COLUMNS="100")
+    variables = environment(MLFLOW_TRACKING_URI=uri, PYTHONPATH=str(ROOT))
     written, shown = on_terminal(*command, cwd=tmp_path, env=variables)
     assert shown[0] == "loading PyTorch and MLflow …"
     frames = re.findall(r"\repoch (\d)/2  [^\r]*?(█+)[^\r]*? left", written)
@@ -501,10 +502,6 @@ def test_a_training_on_a_terminal_shows_one_bar_under_its_messages(
     assert all(len(bar) > last_of_first / 2 for epoch, bar in frames if epoch == "2"), "a second bar began"
     assert [line.split()[1] for line in shown if re.fullmatch(r"epoch .* images/s(  \*)?", line)] == ["1/2", "2/2"]
     assert not [line for line in shown if line.endswith(" left")], "the bar was left behind"
-
-    piped = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=PATIENCE)
-    assert "epoch   2/2" in piped.stdout
-    assert not {"\r", "█"} & set(piped.stdout + piped.stderr)
 
 
 def interrupt_group(process: psutil.Process) -> None:

@@ -344,8 +344,8 @@ def log_recognizer(model: Crnn, split: Split, example: Path) -> Evaluation | Non
     Raises:
         TrainingError: the exported model does not agree with the trained one.
     """
-    busy = tqdm(desc="exporting and testing the model …", bar_format="{desc}", disable=None, leave=False)
-    with busy, tempfile.TemporaryDirectory() as temporary:
+    logger.info("exporting and testing the model")
+    with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / ARTIFACT
         digests = save_recognizer(folder, to_onnx(model), model.vocabulary, model.height)
         recognizer = Recognizer.load(folder)

@@ -1,6 +1,5 @@
 """What a person reads on a terminal: the next commands, and that something happens at once."""
 
-import os
 import shlex
 import subprocess
 import sys
@@ -134,23 +133,22 @@ def test_names_with_spaces_are_one_word_for_the_shell(printed: Print) -> None:
     assert shlex.split(commands["read one image"])[-1] == "models:/my model/2"
 
 
-def on_terminal(*command: str) -> str:
-    """Return what a command writes, on standard output or error, to a terminal."""
-    master, terminal_end = os.openpty()
-    with subprocess.Popen(command, stdout=terminal_end, stderr=terminal_end):
-        os.close(terminal_end)
-        written = b""
-        while content := _read(master):
-            written += content
-    os.close(master)
-    return written.decode().replace("\r\n", "\n")
+def test_a_message_stands_whole_above_the_bar_and_the_bar_goes_on(on_terminal: OnTerminal) -> None:
+    program = """
+import logging
+from tqdm import tqdm
+from captcha.cli.terminal import show_messages
 
-
-def _read(master: int) -> bytes:
-    try:
-        return os.read(master, 65536)
-    except OSError:  # Linux's way to say that all who write to the terminal have gone
-        return b""
+show_messages()
+with tqdm(total=2, disable=None, leave=False, bar_format="{n}/{total}") as bar:
+    bar.update()
+    logging.getLogger("captcha.jobs").info("a message")
+    bar.update()
+    bar.refresh()
+"""
+    written, shown = on_terminal(sys.executable, "-c", program)
+    assert shown == ["a message", ""]
+    assert written.index("a message") < written.index("2/2")
 
 
 # Ends where the first of the heavy libraries would be imported.

@@ -322,20 +322,27 @@ def figures(metrics: dict[str, float]) -> str:
     return f"loss {metrics['train/loss']:.2f}  val {metrics['val/exact_match']:.1%}"
 
 
-def test_the_bar_of_a_training_that_stops_early_ends_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    nothing = Evaluation([Sample("1", "1", np.zeros((HEIGHT, 64, 3), np.uint8))], [Reading("1", 1.0, [1.0])], 0.5)
-
-    def result(epoch: int) -> EpochResult:
-        return EpochResult(epoch, Crnn("compact", DIGITS, HEIGHT), nothing, True, 1.0, 0.1, 1.0, 1.0)
-
-    with redirect_stderr(Terminal()) as terminal, job._Bar("round 2/8", Schedule(8, 3, 0.1, 1, DEFAULT)) as bar:
+def show_bar_of_early_stop() -> None:
+    """Show a round of eight epochs planned that stops after three."""
+    evaluation = Evaluation([Sample("1", "1", np.zeros((HEIGHT, 64, 3), np.uint8))], [Reading("1", 1.0, [1.0])], 0.5)
+    model = Crnn("compact", DIGITS, HEIGHT)
+    with job._Bar("round 2/8", Schedule(8, 3, 0.1, 1, DEFAULT)) as bar:
         for epoch, last in ((1, 8), (2, 3), (3, 3)):
             list(bar.steps(range(3 * epoch - 3, 3 * epoch)))
-            bar.show(result(epoch), last)
-    text, share = terminal.bars()[-1]
-    assert text.startswith("round 2/8  epoch 3/3  loss 1.00")
-    assert share == 1
+            bar.show(EpochResult(epoch, model, evaluation, True, 1.0, 0.1, 1.0, 1.0), last)
+
+
+def test_the_bar_of_a_training_that_stops_early_ends_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with redirect_stderr(Terminal()) as terminal:
+        show_bar_of_early_stop()
+    assert terminal.bars()[-1] == ("round 2/8  epoch 3/3  loss 1.00  val 100.0%", 1)
+
+
+def test_what_is_no_terminal_gets_no_bar() -> None:
+    with redirect_stderr(io.StringIO()) as file:
+        show_bar_of_early_stop()
+    assert file.getvalue() == ""
 
 
 def test_a_version_that_is_no_champion_is_served_by_its_number(trained: Trained) -> None:
