@@ -49,7 +49,7 @@ from captcha.training.export import to_onnx, torch_recognizer
 from captcha.training.loop import EpochResult, TrainingError, TrainingState
 from captcha.training.model import Crnn
 from captcha.training.recipe import DEFAULT, Recipe
-from captcha.training.schedule import Schedule
+from captcha.training.schedule import Schedule, Standing
 
 DIGITS = Vocabulary("0123456789")
 HEIGHT, EPOCHS = 32, 3
@@ -264,6 +264,7 @@ def test_the_weights_kept_are_those_of_the_last_epoch_kept_and_the_end_is_diagno
                 state.average.head.weight.fill_(number)
             if kept:
                 state.keep(number)
+            state.standing = Standing(number, 9, 0.0, 9.0)
             yield EpochResult(number, state.average, nothing, kept, 9.0 if number else None, 0.001, 100.0, 1.0)
 
     monkeypatch.setattr(job, "train_epochs", improve_once)
@@ -555,6 +556,7 @@ def test_a_stuck_training_says_so_and_an_interrupted_one_is_killed(
         state: TrainingState, batches: Batches, samples: list[Sample], schedule: Schedule, *rest: object
     ) -> Iterator[EpochResult]:
         validation = Evaluation(samples, [Reading("", 0.5, []) for _ in samples], 9.0)
+        state.standing = Standing(schedule.epochs // 3, schedule.epochs, 0.0, 9.0)
         yield EpochResult(schedule.epochs // 3, state.average, validation, True, 9.0, 0.001, 100.0, 1.0)
         raise KeyboardInterrupt
 
