@@ -30,10 +30,16 @@ StyleName = Annotated[str | None, OrNone]
 Epochs = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(description="images in a training step")]
 LearningRate = Annotated[float, Field(gt=0, le=1, description="Adam's highest learning rate")]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+SEEDS = 2**32
+"""Seeds are below it: two images drawn by different seeds, or with different numbers, are then different ones."""
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 IMAGE_MEMORY = 500
 ImageMemory = Annotated[
     int, Field(ge=0, description="MB of decoded images to keep in memory; the others are decoded anew each time")
+]
+AllowOverlap = Annotated[
+    bool,
+    Field(description="leave out of the test what the model started from was trained on; else that ends the training"),
 ]
 
 
@@ -75,6 +81,7 @@ class TrainSettings(Settings):
     )
     seed: Seed = Field(0, description="seed of the split, the weights, the order and the augmentation")
     image_memory: ImageMemory = IMAGE_MEMORY
+    allow_overlap: AllowOverlap = False
 
     @model_validator(mode="after")
     def _pretrained_needs_resnet18(self) -> Self:
@@ -118,6 +125,7 @@ class AdaptSettings(Settings):
     learning_rate: LearningRate = 0.001
     seed: Seed = Field(0, description="seed of the tenth held out, the order and the augmentation")
     image_memory: ImageMemory = IMAGE_MEMORY
+    allow_overlap: AllowOverlap = False
 
 
 class BudgetSettings(Settings):

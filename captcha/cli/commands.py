@@ -15,7 +15,7 @@ from captcha.cli.terminal import (
     adapt_summary,
     budget_table,
     complain,
-    evaluation_line,
+    evaluation_summary,
     print_json,
     train_summary,
 )
@@ -23,6 +23,7 @@ from captcha.settings import (
     CHAMPION_URI,
     MODEL_NAME,
     NONE,
+    SEEDS,
     AdaptSettings,
     BudgetSettings,
     TrainSettings,
@@ -41,7 +42,8 @@ def train(*, as_json: Json = False, **settings: Any) -> None:
     outcome = job(checked)
     if as_json:
         names = {name: getattr(outcome, name) for name in ("run_id", "model_name", "model_version")}
-        print_json(outcome.metrics | names)
+        of_all = {"all": outcome.metrics_of_all} if outcome.metrics_of_all else {}
+        print_json(outcome.metrics | names | of_all)
     else:
         typer.echo(train_summary(outcome))
 
@@ -80,11 +82,11 @@ def evaluate(data: DataArgument, model: Model = CHAMPION_URI, as_json: Json = Fa
     LINES.on_stderr = as_json
     from captcha.jobs.evaluate import evaluate as job
 
-    metrics = job(data, model)
+    outcome = job(data, model)
     if as_json:
-        print_json(metrics)
+        print_json(outcome.as_json())
     else:
-        typer.echo(evaluation_line(metrics))
+        typer.echo(evaluation_summary(outcome))
 
 
 def predict(
@@ -167,7 +169,9 @@ def draw(
     style: Annotated[
         str, typer.Option(help="kaptcha, tilted, outlined, textured, or a .toml file that describes one")
     ] = "kaptcha",
-    seed: Annotated[int, typer.Option(min=0, help="the same seed draws the same images")] = DEFAULTS.seed,
+    seed: Annotated[
+        int, typer.Option(min=0, max=SEEDS - 1, help="the same seed draws the same images, none of a training's")
+    ] = DEFAULTS.seed,
     fonts: Annotated[
         Path | None,
         typer.Option(metavar="DIR", exists=True, file_okay=False, help="draw with the .ttf and .otf fonts below it"),

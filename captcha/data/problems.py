@@ -92,13 +92,11 @@ def copies(texts: Mapping[str, str], digests: Mapping[str, str]) -> list[Problem
     return problems
 
 
-def leaks(train: Iterable[Sample], held_back: Iterable[Sample]) -> list[Problem]:
-    """Return a fatal problem for each sample held back (a fixed validation or test set) whose pixels are trained on."""
-    trained_on = {sample.digest: sample.name for sample in train}
-    pairs = [(s.name, trained_on[s.digest]) for s in held_back if s.digest in trained_on]
-    return [
-        Problem(name, "leak", f"the same picture as {twin} of the training data", fatal=True) for name, twin in pairs
-    ]
+def leaks(known: Iterable[Sample], held_back: Iterable[Sample], part: str = "training") -> list[Problem]:
+    """Return a fatal problem for each sample held back (a fixed validation or test set) whose pixels are in a part."""
+    names = {sample.digest: sample.name for sample in known}
+    pairs = [(s.name, names[s.digest]) for s in held_back if s.digest in names]
+    return [Problem(name, "leak", f"the same picture as {twin} of the {part} data", fatal=True) for name, twin in pairs]
 
 
 def format_problems(problems: Sequence[Problem], shown: int = PROBLEMS_SHOWN) -> str:

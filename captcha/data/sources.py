@@ -22,10 +22,13 @@ logger = logging.getLogger(__name__)
 DRAWN_IMAGES = 2500
 """Images that a style draws to be split; the train part sets an epoch's length, training itself draws others."""
 
-FIRST_VALIDATION, FIRST_TEST = 1 << 38, 1 << 39
-"""Numbers of the first image drawn for a validation or test part of its own: far beyond any training's images."""
+FIRST_VALIDATION, FIRST_TEST, FIRST_DRAWN_FOLDER = 1 << 38, 2 << 38, 3 << 38
+"""Numbers of the first image drawn for a validation or test part of its own, and for `captcha draw`.
 
-REDRAWN = 1 << 40  # so much further lies the image drawn in place of one whose text is held back
+A training's begin at 0, so no image of one has the number of one of another, whatever the seed.
+"""
+
+REDRAWN = 4 << 38  # so much further lies the image drawn in place of one whose text is held back
 REDRAWS = 1000
 
 
@@ -216,7 +219,8 @@ class Sources:
             validation or parts.validation,
             test or parts.test,
         )
-        refuse(leaks(whole.train, [*whole.validation, *whole.test]))
+        found = leaks(whole.train, [*whole.validation, *whole.test])
+        refuse(found + leaks(whole.validation, whole.test, "validation"))
         return whole
 
     def drawn_samples(self, height: int, seed: int, split: Split, vocabulary: Vocabulary) -> DrawnSamples | None:

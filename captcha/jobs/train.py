@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlflow
@@ -14,14 +14,15 @@ from tqdm import tqdm
 
 from captcha.data.folders import encode_png
 from captcha.data.samples import ImageMemory, Sample, Split
+from captcha.data.seen import SeenPixels, without_seen
 from captcha.data.sources import DRAWN_IMAGES, Drawn, Folder, Sources
 from captcha.evaluation.plots import learning_curves
 from captcha.evaluation.results import Evaluation, disagreement, evaluate
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import TrainSettings, project_root
-from captcha.tracking.models import Parent, load_parent, log_model, log_weights
-from captcha.tracking.records import log_inputs, log_predictions, log_settings, log_test
+from captcha.tracking.models import Parent, load_parent, log_model, log_seen, log_weights
+from captcha.tracking.records import log_inputs, log_overlap, log_predictions, log_settings, log_test
 from captcha.tracking.registry import register
 from captcha.tracking.runs import tracked_run
 from captcha.training import recipe as recipes
@@ -49,6 +50,8 @@ class TrainOutcome:
     message: str
     example: str
     """Path of an image to try the model on."""
+    metrics_of_all: dict[str, float] = field(default_factory=dict)
+    """Of all test images, those among them that training saw; empty where it saw none."""
 
 
 def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOutcome:
@@ -59,16 +62,20 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
         StyleError, FontError: a style cannot be drawn.
         RegistryError: there is no such model to start from.
         CheckpointError: the model to start from is of another kind, or damaged.
+        SeenError: the training of the model to start from saw test images, which the settings do not allow.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
     sources = parse_sources(settings)
     with tracked_run(f"{settings.backbone} on {sources.data.short_name}, seed {settings.seed}") as run:
         parent = parent_of(settings)
         split = split_of(settings, sources)
+        if parent:
+            split = with_unseen_test(split, parent[0], settings.allow_overlap, "test on other images with --test-data")
         example = example_of(sources, split.test[0])
         evaluation = learn(settings, sources, split, parent, example, recipe)
         name, version, message = register(run.info.run_id, settings.name)
-    return TrainOutcome(run.info.run_id, evaluation.metrics(), name, version, message, os.path.relpath(example))
+    of_all = evaluation.metrics_of_all() if evaluation.seen else {}
+    return TrainOutcome(run.info.run_id, evaluation.metrics(), name, version, message, os.path.relpath(example), of_all)
 
 
 def parse_sources(settings: TrainSettings) -> Sources:
@@ -146,7 +153,6 @@ def learn(
     )
     if parent:
         log_parent(*parent, vocabulary)
-        _warn_of_known_tests(settings, parent[0])
         warm_start(model, parent[1])
     schedule = schedule_of(
         split, settings.epochs, settings.batch_size, settings.learning_rate, settings.patience, recipe
@@ -154,7 +160,9 @@ def learn(
     batches = batches_of(sources, split, settings.batch_size, settings.seed, settings.height, vocabulary)
     model, history = fit(model, batches, split, schedule, started=parent is not None)
     log_weights(Checkpoint.of(model).to_bytes())
-    evaluation = log_recognizer(model, split, example)
+    seen = SeenPixels.of(batches.learned_from, split.validation, parent[0].seen if parent else None)
+    log_seen(seen)
+    evaluation = log_recognizer(model, split, example, seen)
     assert evaluation  # a split has a test part
     mlflow.log_figure(learning_curves(history), "learning_curves.png")
     return evaluation
@@ -202,16 +210,19 @@ def log_parent(parent: Parent, checkpoint: Checkpoint, vocabulary: Vocabulary) -
         )
 
 
-def _warn_of_known_tests(settings: TrainSettings, parent: Parent) -> None:
-    """Warn if the parent was trained on the test's folder, split in another way."""
-    folder = Path(settings.test_data or settings.data)
-    same_split = settings.test_data is None and parent.test_data == "none" and parent.seed == settings.seed
-    if folder.is_dir() and folder.resolve() == Path(parent.data).resolve() and not same_split:
+def with_unseen_test(split: Split, parent: Parent, allow_overlap: bool | None, remedy: str) -> Split:
+    """Return the split, its test part without the images that the parent's training saw; warn if that is not known.
+
+    Raises:
+        SeenError: there are such images, and they are not allowed or no others are left.
+    """
+    if parent.seen.unknown and split.test:
         logger.warning(
-            "%s was trained on %s, split in another way, so on some of the images of this test: its metrics will be "
-            "too good; test on others with --test-data",
-            *(parent.uri, parent.data),
+            "which images %s was trained on is not known, as an earlier version of captcha trained it: nobody can tell "
+            "whether test images are among them",
+            parent.seen.unknown,
         )
+    return without_seen(split, parent.seen, parent.uri, allow_overlap, remedy)
 
 
 def schedule_of(
@@ -297,8 +308,10 @@ def _warn(warning: str | None) -> None:
         logger.warning(warning)
 
 
-def log_recognizer(model: Crnn, split: Split, example: Path) -> Evaluation | None:
+def log_recognizer(model: Crnn, split: Split, example: Path, seen: SeenPixels) -> Evaluation | None:
     """Export the model, check it on the validation images, test it where there are test images, and log it.
+
+    Of the test images, those that its training saw are put apart.
 
     Raises:
         TrainingError: the exported model does not agree with the trained one.
@@ -310,9 +323,11 @@ def log_recognizer(model: Crnn, split: Split, example: Path) -> Evaluation | Non
         if difference := disagreement(torch_recognizer(model), recognizer, split.validation):
             raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
         mlflow.set_tags({f"sha256.{name}": digest for name, digest in digests.items()})
-        evaluation = evaluate(recognizer, split.test) if split.test else None
+        tested = [*split.test, *split.seen]
+        evaluation = evaluate(recognizer, tested).put_apart(seen.among(tested)) if tested else None
         if evaluation:
             log_test(evaluation)
+            log_overlap(evaluation)
         log_model(folder, example.read_bytes())
     return evaluation
 

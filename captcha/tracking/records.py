@@ -1,6 +1,6 @@
 """What a run holds: settings, inputs, pictures of predictions, the test's metrics and files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import mlflow
 import pandas as pd
@@ -8,8 +8,9 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+from mlflow.entities import LoggedModelInput
 
-from captcha.data.samples import Split, digest
+from captcha.data.samples import Sample, Split, digest
 from captcha.data.sources import Folder, Source
 from captcha.evaluation.metrics import character_confusion
 from captcha.evaluation.results import Evaluation
@@ -56,16 +57,22 @@ def log_predictions(evaluation: Evaluation, key: str, step: int) -> None:
     mlflow.log_image(prediction_grid(evaluation), key=key, step=step)
 
 
-def log_test(evaluation: Evaluation) -> None:
-    """Log the metrics of a test, every prediction, the confusions and a picture."""
+def log_test(
+    evaluation: Evaluation, prefix: str = "test", model_id: str | None = None, dataset: MetaDataset | None = None
+) -> None:
+    """Log the metrics of a test, every prediction, the confusions and a picture.
+
+    Names begin with the prefix: "test" of a training's own test, "eval" of an evaluation; a logged model and a data
+    set are what MLflow links the metrics to.
+    """
     from captcha.evaluation.plots import confusion_figure, prediction_grid  # brings matplotlib, as above
 
-    metrics = {f"test/{key}": value for key, value in evaluation.metrics().items()}
+    metrics = {f"{prefix}/{key}": value for key, value in evaluation.metrics().items()}
     repeats = evaluation.with_repeats()
     if repeats.samples:
-        metrics["test/exact_match_repeats"] = repeats.exact_match
-        metrics["test/n_repeats"] = len(repeats.samples)
-    mlflow.log_metrics(metrics)
+        metrics[f"{prefix}/exact_match_repeats"] = repeats.exact_match
+        metrics[f"{prefix}/n_repeats"] = len(repeats.samples)
+    mlflow.log_metrics(metrics, step=0, model_id=model_id, dataset=dataset)
     mlflow.log_table(
         pd.DataFrame(
             {
@@ -76,10 +83,24 @@ def log_test(evaluation: Evaluation) -> None:
                 "confidence": [reading.confidence for reading in evaluation.readings],
             }
         ),
-        "test_predictions.json",
+        f"{prefix}_predictions.json",
     )
     confusion = character_confusion(evaluation.predictions, evaluation.references)
     rows = [(label, read, count) for (label, read), count in confusion.most_common()]
-    mlflow.log_table(pd.DataFrame(rows, columns=["label", "prediction", "count"]), "test_confusion.json")
-    mlflow.log_figure(confusion_figure(evaluation), "test_confusion.png")
-    mlflow.log_image(prediction_grid(evaluation), artifact_file="test_predictions.png")
+    mlflow.log_table(pd.DataFrame(rows, columns=["label", "prediction", "count"]), f"{prefix}_confusion.json")
+    mlflow.log_figure(confusion_figure(evaluation), f"{prefix}_confusion.png")
+    mlflow.log_image(prediction_grid(evaluation), artifact_file=f"{prefix}_predictions.png")
+
+
+def log_overlap(evaluation: Evaluation) -> None:
+    """Log as tags how many images were left out of a test, since training saw them, and how many of those are right."""
+    seen = evaluation.seen
+    tags = {"overlap": len(seen.samples) if seen else 0}
+    mlflow.set_tags(tags | ({"overlap_right": len(seen.samples) - seen.wrong} if seen else {}))
+
+
+def log_evaluated(samples: Sequence[Sample], source: Source, model_id: str | None) -> MetaDataset:
+    """Log the images that a model is evaluated on, and the logged model, as inputs of the run; return the data set."""
+    dataset: MetaDataset = MetaDataset(_dataset_source(source), name=source.short_name, digest=digest(samples))  # type: ignore[abstract]
+    mlflow.log_input(dataset, context="eval", model=LoggedModelInput(model_id) if model_id else None)
+    return dataset

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from captcha.reading.recognizer import MODEL_FILE
 from captcha.settings import CHAMPION, MODEL_NAME_PATTERN
-from captcha.tracking.models import data_of, first_line, logged_model
+from captcha.tracking.models import SEEN_TAG, UNKNOWN_TAG, data_of, first_line, logged_model
 from captcha.tracking.runs import RegistryError, connect
 
 
@@ -119,5 +119,19 @@ def _version_description(run: Run) -> str:
     return (
         f"{trained}: exact match {metrics['test/exact_match']:.2%} "
         f"({metrics['test/exact_match_low']:.2%} to {metrics['test/exact_match_high']:.2%}) "
-        f"on {metrics['test/n']:.0f} test images that training never saw."
+        f"on {metrics['test/n']:.0f} test images{_kept_apart(run.data.tags)}."
     )
+
+
+def _kept_apart(tags: dict[str, str]) -> str:
+    """Return what was checked of a test's images: whether their pixels are among those that training saw."""
+    if "overlap" not in tags:  # a run of an earlier version, which did not look
+        return ""
+    told = f", none of which is among the {tags[SEEN_TAG]} images that training saw"
+    if tags["overlap"] != "0":
+        told += (
+            f" (training saw {tags['overlap']} others, which were left out; {tags['overlap_right']} of them are right)"
+        )
+    if UNKNOWN_TAG in tags:
+        told += f"; which images {tags[UNKNOWN_TAG]} was trained on is not known"
+    return told
