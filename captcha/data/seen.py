@@ -24,7 +24,7 @@ def pixel_key(digest: str) -> int:
 
 @dataclass(frozen=True, eq=False)
 class SeenPixels:
-    """The images that a model's trainings learned from, or chose an epoch by.
+    """The images of a model's trainings: their train parts, all that they drew, and those that chose the epoch.
 
     Those of the models that it was started from are among them, unless `unknown` names one whose images nobody noted.
     """
@@ -41,14 +41,16 @@ class SeenPixels:
         keys = array("Q", learned_from)
         keys.extend(pixel_key(sample.digest) for sample in chosen_by)
         own = np.array(keys, np.uint64)
-        return cls(np.union1d(own, parent.keys), parent.unknown) if parent else cls(np.unique(own))
+        return cls(np.unique(own)) if parent is None else cls(np.union1d(own, parent.keys), parent.unknown)
 
     @classmethod
     def not_noted(cls, model: str) -> Self:
         """Return what is known of a model whose training pixels nobody noted: nothing."""
         return cls(np.array([], np.uint64), model)
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """How many different images are known to have been seen."""
         return len(self.keys)
 
     def among(self, samples: Sequence[Sample]) -> list[bool]:

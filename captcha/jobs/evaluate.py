@@ -90,7 +90,7 @@ def evaluate(folder: str, model: str) -> EvaluateOutcome:
         mlflow.set_tags({name: value for name, value in tags.items() if value is not None})
         evaluation = read(recognizer, samples).put_apart(flags)
         log_test(evaluation, "eval", resolved.model_id, dataset)
-        if len(seen):
+        if seen.count:
             log_overlap(evaluation)
         outcome = EvaluateOutcome(
             run_id=run.info.run_id,
@@ -99,7 +99,7 @@ def evaluate(folder: str, model: str) -> EvaluateOutcome:
             data_digest=dataset.digest,
             metrics=evaluation.metrics(),
             metrics_of_all=evaluation.metrics_of_all(),
-            seen=len(seen),
+            seen=seen.count,
             unknown=seen.unknown,
         )
         mlflow.log_dict(outcome.as_json(), "eval.json")

@@ -160,7 +160,7 @@ def learn(
     batches = batches_of(sources, split, settings.batch_size, settings.seed, settings.height, vocabulary)
     model, history = fit(model, batches, split, schedule, started=parent is not None)
     log_weights(Checkpoint.of(model).to_bytes())
-    seen = SeenPixels.of(batches.learned_from, split.validation, parent[0].seen if parent else None)
+    seen = SeenPixels.of(batches.learned_from, [*batches.folder, *split.validation], parent[0].seen if parent else None)
     log_seen(seen)
     evaluation = log_recognizer(model, split, example, seen)
     assert evaluation  # a split has a test part

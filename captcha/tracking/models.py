@@ -204,7 +204,7 @@ def _log_content(content: bytes, name: str) -> None:
 def log_seen(seen: SeenPixels) -> None:
     """Log which pixels a training saw, beside its weights, to the active run."""
     _log_content(seen.to_bytes(), SEEN_FILE)
-    mlflow.set_tags({SEEN_TAG: len(seen), **({UNKNOWN_TAG: seen.unknown} if seen.unknown else {})})
+    mlflow.set_tags({SEEN_TAG: seen.count, **({UNKNOWN_TAG: seen.unknown} if seen.unknown else {})})
 
 
 def load_seen(run: Run, model: str) -> SeenPixels:
@@ -218,8 +218,8 @@ def load_seen(run: Run, model: str) -> SeenPixels:
         return SeenPixels.not_noted(model)
     try:
         seen = SeenPixels.from_bytes(_content(run.info.run_id, name), tags.get(UNKNOWN_TAG))
-        if str(len(seen)) != tags[SEEN_TAG]:
-            raise SeenError(f"it holds {len(seen)} images, not {tags[SEEN_TAG]}")
+        if str(seen.count) != tags[SEEN_TAG]:
+            raise SeenError(f"it holds {seen.count} images, not {tags[SEEN_TAG]}")
     except (MlflowException, OSError, SeenError) as error:
         raise RegistryError(
             f"{name} of run {run.info.run_id} is missing or damaged ({first_line(error)}), so nobody can tell whether "

@@ -53,6 +53,8 @@ def test_pictures_trained_on_leak_into_a_fixed_test_set() -> None:
     train = [sample("a.png", "a", 1), sample("b.png", "b", 2)]
     (problem,) = leaks(train, [sample("c.png", "c", 3), sample("x.png", "b", 2)])
     assert str(problem) == "x.png: the same picture as b.png of the training data"
+    (problem,) = leaks(train, [sample("x.png", "b", 2)], "validation")
+    assert str(problem) == "x.png: the same picture as b.png of the validation data"
 
 
 def test_a_label_that_cannot_align_with_the_frames_is_named(tmp_path: Path, write_image: Write) -> None:

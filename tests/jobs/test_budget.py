@@ -216,4 +216,4 @@ def test_real_trainings_give_a_curve(folder: Path, quick: Recipe, monkeypatch: p
     # A row's model can be read with and registered by its run.
     assert predict([folder / "11.png"], f"runs:/{rows[1].run_id}", "greedy", 10)
     tracked = evaluate(str(folder), f"runs:/{rows[-1].run_id}")
-    assert tracked["n"] == 60
+    assert (tracked.metrics["n"], tracked.metrics_of_all["n"]) == (rows[-1].n, 60)  # all others it was trained on
