@@ -2,6 +2,7 @@ import csv
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -98,7 +99,7 @@ def test_the_numbers_of_folders_trainings_and_parts_never_meet() -> None:
     first, folders = [0, sources.FIRST_VALIDATION, sources.FIRST_TEST], sources.FIRST_DRAWN_FOLDER
     spans = [range(start, start + (1 << 38)) for start in (*first, folders)]  # more images than anyone draws
     assert DRAWN_IMAGES < 1 << 38
-    assert all(one.stop <= other.start for one, other in zip(spans, spans[1:], strict=False))
+    assert all(one.stop <= other.start for one, other in pairwise(spans))
     assert spans[-1].stop <= REDRAWN  # what is drawn in place of a text held back stays within its own span
     # NumPy takes seed and number as words of 32 bits, so neither may reach into the other's.
     assert (REDRAWS * REDRAWN).bit_length() <= 64
