@@ -80,7 +80,7 @@ def _of_all(outcome: "TrainOutcome | AdaptOutcome") -> str:
     if not (of_all := outcome.metrics_of_all):
         return ""
     left_out = of_all["n"] - outcome.metrics["n"]
-    return "\n" + exact_match_line(f"these and {left_out:.0f} others, which training saw", of_all)
+    return "\n" + exact_match_line(f"these and those left out, {left_out:.0f} that training saw", of_all)
 
 
 def exact_match_line(images: str, metrics: Mapping[str, float]) -> str:

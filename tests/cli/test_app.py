@@ -138,8 +138,7 @@ def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Ca
     assert run("evaluate", str(tmp_path)) == 0
     assert capsys.readouterr().out == (
         "exact match 99.00% (95 % interval 95.00% to 99.80%), 1 of 100 wrong, character error rate 0.20%\n"
-        "training saw 200 other images of the folder, which are left out here; of all 300 images 99.50% are read "
-        "exactly\n"
+        "training saw 200 of the folder's 300 images, which are left out here; of all 300, 99.50% are read exactly\n"
     )
     assert run("evaluate", str(tmp_path), "--model", "models:/m/2", "--json") == 0
     assert json.loads(capsys.readouterr().out) == FIGURES | {

@@ -190,9 +190,7 @@ def test_images_that_training_saw_are_left_out_and_both_figures_are_told(
     assert tags.items() <= run.data.tags.items()
     assert run.inputs
     assert run.inputs.dataset_inputs[0].dataset.digest == outcome.data_digest == measured
-    told = (
-        "training saw 3 other images of the folder, which are left out here; of all 10 images 80.00% are read exactly"
-    )
+    told = "training saw 3 of the folder's 10 images, which are left out here; of all 10, 80.00% are read exactly"
     assert run.data.tags["mlflow.note.content"].startswith("**85.7 %** of 7 images read exactly (")
     assert run.data.tags["mlflow.note.content"].endswith(f" · folder striped · {told}")
     assert evaluation_summary(outcome).splitlines()[1:] == [told]
@@ -240,8 +238,8 @@ def test_what_is_not_known_is_said_and_not_claimed(
     else:
         assert (outcome.overlap, outcome.metrics["n"], outcome.unknown) == (2, 8, "models:/older/7")
         told = (
-            "training saw 2 other images of the folder, which are left out here; of all 10 images 80.00% are read "
-            "exactly; which images models:/older/7 was trained on is not known"
+            "training saw 2 of the folder's 10 images, which are left out here; of all 10, 80.00% are read exactly; "
+            "which images models:/older/7 was trained on is not known"
         )
     assert run.data.tags["training_pixels_unknown"] == outcome.unknown
     assert outcome.checked() == told

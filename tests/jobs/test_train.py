@@ -498,7 +498,7 @@ def test_a_test_on_images_that_the_model_started_from_saw_is_refused_or_leaves_t
     description = str(MlflowClient().get_model_version("overlapping", "1").description)
     assert f"on {len(unseen)} test images, none of which is among the {len(everything)} images" in description
     assert f"(training saw {overlap} others, which were left out; {right} of them are right)" in description
-    assert f"these and {overlap} others, which training saw: " in train_summary(outcome)
+    assert f"these and those left out, {overlap} that training saw: " in train_summary(outcome)
 
 
 def test_a_test_whose_images_the_model_started_from_all_saw_is_refused_though_overlap_is_allowed(
@@ -518,19 +518,16 @@ def test_a_test_whose_images_the_model_started_from_all_saw_is_refused_though_ov
             train(asked.model_copy(update={"allow_overlap": allow}))
 
 
-def test_where_nobody_noted_what_the_model_started_from_saw_that_is_said_and_nothing_claimed(
-    trained: Trained, folder: Path, quick: Recipe, listen: Listen, monkeypatch: pytest.MonkeyPatch
+def test_where_nobody_noted_what_the_model_started_from_saw_a_person_is_warned(
+    trained: Trained, folder: Path, listen: Listen
 ) -> None:
-    # As a run of an earlier version leaves it.
-    old = replace(load_parent("models:/two-digits/1"), seen=SeenPixels.not_noted("models:/two-digits/1"))
-    monkeypatch.setattr(job, "load_parent", lambda uri: old)
-    asked = settings(data=str(folder), name="from an old one", init="models:/two-digits/1", seed=1)
+    parts = split(read_samples(folder, HEIGHT)[0], 1)
+    old = replace(load_parent("models:/two-digits/1"), seen=SeenPixels.not_noted("models:/old/1"))
     with listen() as lines:
-        train(asked, quick)
-    said = "which images models:/two-digits/1 was trained on is not known"
-    assert any(line.startswith(f"warning: {said}") for line in lines)
-    description = str(MlflowClient().get_model_version("from an old one", "1").description)
-    assert description.endswith(f"; {said}.")
+        assert job.with_unseen_test(parts, old, False, "test on others") is parts
+        assert job.with_unseen_test(replace(parts, test=[]), old, False, "test on others").test == []
+    (line,) = lines
+    assert line.startswith("warning: which images models:/old/1 was trained on is not known, ")
 
 
 # What goes wrong
