@@ -45,8 +45,8 @@ class EvaluateOutcome:
         if self.overlap:
             of_all = self.metrics_of_all
             said.append(
-                f"training saw {self.overlap} of the folder's {of_all['n']:.0f} images, which are left out here; of all "
-                f"{of_all['n']:.0f}, {of_all['exact_match']:.2%} are read exactly"
+                f"training saw {self.overlap} of the folder's {of_all['n']:.0f} images, which are left out here; "
+                f"of all {of_all['n']:.0f}, {of_all['exact_match']:.2%} are read exactly"
             )
         elif self.seen:
             said.append(f"none of them is among the {self.seen} images that training saw")

@@ -129,9 +129,7 @@ def _kept_apart(tags: dict[str, str]) -> str:
         return ""
     told = f", none of which is among the {tags[SEEN_TAG]} images that training saw"
     if tags["overlap"] != "0":
-        told += (
-            f" (training saw {tags['overlap']} others, which were left out; {tags['overlap_right']} of them are right)"
-        )
+        told += f" ({tags['overlap']} that training saw are left out; {tags['overlap_right']} of those are right)"
     if UNKNOWN_TAG in tags:
         told += f"; which images {tags[UNKNOWN_TAG]} was trained on is not known"
     return told

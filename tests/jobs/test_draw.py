@@ -85,7 +85,7 @@ def test_no_image_of_a_folder_is_one_that_a_training_draws(
     assert run("draw", tmp_path / "out", "--count", 150) == 0
     drawn = {sample.digest for sample in read_samples(tmp_path / "out", 32)[0]}
     assert len(drawn) == 150
-    parts = Sources.parse(*["draw:kaptcha"] * 3, None).split(32, None, 0, ImageMemory(9))
+    parts = Sources.parse("draw:kaptcha", "draw:kaptcha", "draw:kaptcha", None).split(32, None, 0, ImageMemory(9))
     learned = parse_style("kaptcha").samples(32, seed=0, without={sample.text for sample in parts.test})
     trained_on = {learned[number].digest for number in range(400)}
     assert len(trained_on) == 400

@@ -497,7 +497,7 @@ def test_a_test_on_images_that_the_model_started_from_saw_is_refused_or_leaves_t
     assert set(load_seen(run, "it").keys.tolist()) == everything  # what the first model saw is inherited
     description = str(MlflowClient().get_model_version("overlapping", "1").description)
     assert f"on {len(unseen)} test images, none of which is among the {len(everything)} images" in description
-    assert f"(training saw {overlap} others, which were left out; {right} of them are right)" in description
+    assert f"({overlap} that training saw are left out; {right} of those are right)" in description
     assert f"these and those left out, {overlap} that training saw: " in train_summary(outcome)
 
 

@@ -41,8 +41,8 @@ def test_the_first_version_is_champion_and_says_what_it_is(trained_run: Trained)
         ),
         (
             {"training_pixels": 900, "overlap": 3, "overlap_right": 2},
-            "on 40 test images, none of which is among the 900 images that training saw (training saw 3 others, which "
-            "were left out; 2 of them are right).",
+            "on 40 test images, none of which is among the 900 images that training saw (3 that training saw are left "
+            "out; 2 of those are right).",
         ),
         (
             {"training_pixels": 900, "overlap": 0, "training_pixels_unknown": "models:/old/1"},
@@ -50,11 +50,12 @@ def test_the_first_version_is_champion_and_says_what_it_is(trained_run: Trained)
             "was trained on is not known.",
         ),
     ],
+    ids=["not looked", "no overlap", "overlap left out", "parent not known"],
 )
 def test_a_version_claims_of_its_test_images_what_was_checked(
     tags: dict[str, object], told: str, trained_run: Trained, request: pytest.FixtureRequest
 ) -> None:
-    run_id, name = trained_run(0.9), request.node.callspec.id.replace("[", "").replace("]", "")
+    run_id, name = trained_run(0.9), request.node.callspec.id
     for tag, value in tags.items():
         MlflowClient().set_tag(run_id, tag, value)
     register(run_id, name)

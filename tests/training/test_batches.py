@@ -2,6 +2,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from captcha.data.folders import read_samples
