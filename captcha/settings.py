@@ -31,7 +31,7 @@ Epochs = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(description="images in a training step")]
 LearningRate = Annotated[float, Field(gt=0, le=1, description="Adam's highest learning rate")]
 SEEDS = 2**32
-"""Seeds are below it: two images drawn by different seeds, or with different numbers, are then different ones."""
+"""Seeds are below it, as NumPy joins 32-bit words: a larger seed would stand for another one with another number."""
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 IMAGE_MEMORY = 500
 ImageMemory = Annotated[

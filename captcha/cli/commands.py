@@ -78,7 +78,7 @@ def budget(*, as_json: Json = False, **settings: Any) -> None:
 
 
 def evaluate(data: DataArgument, model: Model = CHAMPION_URI, as_json: Json = False) -> None:
-    """Measure a trained model on a folder of labelled images."""
+    """Measure a trained model on a folder of labelled images, without those that its training saw."""
     LINES.on_stderr = as_json
     from captcha.jobs.evaluate import evaluate as job
 
@@ -170,7 +170,7 @@ def draw(
         str, typer.Option(help="kaptcha, tilted, outlined, textured, or a .toml file that describes one")
     ] = "kaptcha",
     seed: Annotated[
-        int, typer.Option(min=0, max=SEEDS - 1, help="the same seed draws the same images, none of a training's")
+        int, typer.Option(min=0, max=SEEDS - 1, help="the same seed draws the same images")
     ] = DEFAULTS.seed,
     fonts: Annotated[
         Path | None,

@@ -75,7 +75,7 @@ class SeenPixels:
             keys = np.load(io.BytesIO(content), allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise SeenError(f"no list of training pixels: {error}") from None
-        if not isinstance(keys, np.ndarray) or keys.ndim != 1 or keys.dtype != np.uint64:
+        if not isinstance(keys, np.ndarray) or keys.ndim != 1 or keys.dtype != np.dtype("<u8"):
             raise SeenError("no list of training pixels: it does not hold 8 bytes for each image")
         return cls(keys.astype(np.uint64), unknown)
 

@@ -25,7 +25,7 @@ DRAWN_IMAGES = 2500
 FIRST_VALIDATION, FIRST_TEST, FIRST_DRAWN_FOLDER = 1 << 38, 2 << 38, 3 << 38
 """Numbers of the first image drawn for a validation or test part of its own, and for `captcha draw`.
 
-A training's begin at 0, so no image of one has the number of one of another, whatever the seed.
+A training's begin at 0. Each has more numbers than anyone draws, so no two of them draw the same one.
 """
 
 REDRAWN = 4 << 38  # so much further lies the image drawn in place of one whose text is held back

@@ -34,7 +34,7 @@ def draw(
         out: the folder, which appears once all is drawn; the sheet is written last.
         style_name: a built-in style's name, or a TOML file's.
         count: images, at least one.
-        seed: image i follows from it and i, given style and fonts; no training on draw:STYLE draws it, with any seed.
+        seed: image i follows from it and i, given style and fonts; a training on draw:STYLE has other numbers.
         fonts: folder with the .ttf and .otf files to draw with; None takes the default fonts.
         sheet: PNG file to write, with the first of the images.
         beside: folder of images to show beside them on the sheet.
