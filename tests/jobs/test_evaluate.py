@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import mlflow
@@ -12,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Run
 
+import captcha
 from captcha.cli.terminal import evaluation_summary
 from captcha.data.folders import read_samples
 from captcha.data.samples import Sample, digest
@@ -103,10 +105,13 @@ def artifacts(run: Run) -> set[str]:
 
 
 def test_an_evaluation_names_the_version_that_the_alias_stood_for_and_links_it(
-    folder: Path, model_id: str, train: Train
+    folder: Path, model_id: str, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("captcha-crnn", seen_of([]))
+    spy = mock.Mock(wraps=captcha.load)
+    monkeypatch.setattr(captcha, "load", spy)
     outcome = evaluate(str(folder), "models:/captcha-crnn@champion")
+    assert spy.call_args_list == [mock.call("models:/captcha-crnn/1")]
     train("captcha-crnn", seen_of([]))  # the alias moves on
 
     run = mlflow.get_run(outcome.run_id)
