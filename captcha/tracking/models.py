@@ -15,6 +15,7 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
@@ -23,6 +24,7 @@ from mlflow.types.schema import Array
 
 import captcha
 from captcha.reading.recognizer import ARTIFACT, Recognizer
+from captcha.settings import CHAMPION, CHAMPION_URI, MODEL_NAME
 from captcha.tracking.runs import RegistryError, connect
 
 LOGGED_MODEL = "recognizer"
@@ -30,6 +32,10 @@ LOGGED_MODEL = "recognizer"
 
 WEIGHTS_FOLDER, WEIGHTS_FILE = "weights", "model.safetensors"
 """Where a run keeps the weights that another training can start from; their sha256 is a tag of the run."""
+
+RUN_URI = re.compile(r"runs:/(\w+)")
+VERSION_URI = re.compile(r"models:/([^/@]+)(?:@(.+)|/(\d+))")
+"""Its groups are the name, the alias and the number; one of the last two is None."""
 
 SERVED_PACKAGES = ("mlflow", "onnxruntime", "numpy", "opencv-python-headless", "pillow")
 """What `captcha.reading` imports, and pandas, which comes with mlflow."""
@@ -124,16 +130,79 @@ def _weights(uri: str, run: Run) -> bytes:
 
 def _run_behind(client: MlflowClient, uri: str) -> tuple[str, str]:
     """Return the URI with any alias resolved, and the id of the run that trained the model."""
-    if match := re.fullmatch(r"runs:/(\w+)", uri):
+    if match := RUN_URI.fullmatch(uri):
         return uri, match[1]
-    match = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
+    match = VERSION_URI.fullmatch(uri)
     if not match:
         raise RegistryError(f"{uri!r} names no model: use models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
-    name, alias, number = match.groups()
-    version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    version = _registered(client, *match.groups())
     if not version.run_id:
         raise RegistryError(f"{uri}: the registry does not know which run trained it; name another")
-    return f"models:/{name}/{version.version}", version.run_id
+    return version_uri(version), version.run_id
+
+
+def _registered(client: MlflowClient, name: str, alias: str | None, number: str) -> ModelVersion:
+    return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+
+
+def version_uri(version: ModelVersion) -> str:
+    """Return models:/NAME/VERSION."""
+    return f"models:/{version.name}/{version.version}"
+
+
+def find(client: MlflowClient, named: str) -> ModelVersion | Run:
+    """Return the version or the run that a person names.
+
+    A version is named by its number or `champion`, both of the default model name, by NAME/VERSION or NAME@ALIAS with
+    `models:/` before it or without; a run by its id, with `runs:/` before it or without.
+
+    Raises:
+        RegistryError: there is none of that name; the line says which there are.
+    """
+    uri = _uri_of(named)
+    if match := RUN_URI.fullmatch(uri):
+        try:
+            return client.get_run(match[1])
+        except MlflowException as error:
+            raise RegistryError(f"{named}: {first_line(error)}") from None
+    if not (match := VERSION_URI.fullmatch(uri)):
+        raise RegistryError(
+            f"{named!r} names no version and no run: use a version's number, {CHAMPION}, NAME@ALIAS, NAME/VERSION or "
+            "the id of a run"
+        )
+    try:
+        return _registered(client, *match.groups())
+    except MlflowException:
+        raise RegistryError(_what_there_is(client, *match.groups())) from None
+
+
+def _uri_of(named: str) -> str:
+    if named == CHAMPION:
+        return CHAMPION_URI
+    if re.fullmatch(r"\d{1,9}", named):
+        return f"models:/{MODEL_NAME}/{named}"
+    if re.fullmatch(r"[0-9a-f]{32}", named):
+        return f"runs:/{named}"
+    return named if named.startswith(("models:/", "runs:/")) else f"models:/{named}"
+
+
+def _what_there_is(client: MlflowClient, name: str, alias: str | None, number: str) -> str:
+    """Return the line that says which versions and aliases there are in place of one that there is not."""
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException:
+        return no_model(name)
+    numbers = sorted(int(version.version) for version in mlflow.search_model_versions(filter_string=f"name = '{name}'"))
+    versions = f"its versions are {', '.join(map(str, numbers))}" if numbers else "it has no versions at all"
+    aliases = "".join(f", {version} is {alias}" for alias, version in sorted(model.aliases.items()))
+    return f"{name} has no {f'alias {alias}' if alias else f'version {number}'}: {versions}{aliases}"
+
+
+def no_model(name: str) -> str:
+    """Return the line that says which models are registered, where there is none of this name."""
+    others = [model.name for model in mlflow.search_registered_models()]
+    known = f"the registered ones are {', '.join(others)}" if others else "none is registered yet, train one first"
+    return f"there is no registered model {name}: {known}"
 
 
 def log_weights(content: bytes) -> None:
@@ -175,6 +244,18 @@ def log_model(recognizer: Path, example: bytes) -> ModelInfo:
 def data_of(run: Run) -> str:
     """Return what the run was trained on: the tag, as `mlflow run` logs params quoted for the shell."""
     return run.data.tags.get("data", run.data.params["data"])
+
+
+def fact(run: Run, name: str) -> str:
+    """Return what a run has found, a tag; runs of the first versions have most of it as params.
+
+    The tag comes first: `mlflow run` logs params as it has quoted them for the shell.
+
+    Raises:
+        KeyError: the run has neither.
+    """
+    tags, params = run.data.tags, run.data.params
+    return tags[name] if name in tags else params[{"vocabulary": "vocabulary_used"}.get(name, name)]
 
 
 def logged_model(client: MlflowClient, run: Run) -> LoggedModel:
