@@ -171,10 +171,12 @@ def difference_table(difference: "Difference", first: str, second: str) -> str:
     )
 
 
-def compare_summary(outcome: "CompareOutcome", shown: int = 40) -> str:
+def compare_summary(outcome: "CompareOutcome", shown: int = 20) -> str:
     """Return the closing lines of a comparison: counts, p, and the images that one of the two alone reads."""
     first, second = outcome.names
-    images = [[image.file, image.label, image.first, image.second] for image in outcome.images]
+    images = [
+        [each.file, each.label, *(text or "(nothing)" for text in (each.first, each.second))] for each in outcome.images
+    ]
     more = f"\nand {len(images) - shown} more" if len(images) > shown else ""
     counts = [
         ["", f"{second} right", f"{second} wrong"],
@@ -192,9 +194,10 @@ def compare_summary(outcome: "CompareOutcome", shown: int = 40) -> str:
 
 def move_line(name: str, move: "Move") -> str:
     """Return what a move of the champion's alias has done."""
-    was = "there was none before" if move.before is None else f"version {move.before} was it before"
-    again = " again" if move.rollback else ""
-    return f"{name} version {move.after} is {CHAMPION}{again}; {was}" + (f" ({move.reason})" if move.reason else "")
+    former = "none" if move.before is None else f"version {move.before}"
+    back = " back" if move.rollback else ""
+    reason = f" ({move.reason})" if move.reason else ""
+    return f"{name}: the {CHAMPION} has moved{back}, {former} → version {move.after}{reason}"
 
 
 def _measured_line(measured: "Measured") -> str:

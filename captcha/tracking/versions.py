@@ -288,7 +288,8 @@ def _settings(run: Run) -> dict[str, str]:
     if job not in SETTINGS:
         return dict(params)
     recipe = {key: value for key, value in params.items() if key.startswith("recipe.")}
-    named = {key: _fact(run, key) or default for key, default in defaults.items()}
+    # Of the facts, which stand in tags, only the data has the meaning of the setting: as the person wrote it.
+    named = {key: _fact(run, key) if key == "data" else params.get(key, default) for key, default in defaults.items()}
     return {key: _canonical(SETTINGS[job], key, value) for key, value in named.items() if value is not None} | recipe
 
 
