@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # heavy imports, loaded already by the job whose outcome is p
     from captcha.tracking.versions import Difference, Known, Measured, Version
 
 
+NOTHING = "(nothing)"
+
+
 class Lines(logging.Handler):
     """Prints the package's log messages, warnings with a prefix; on standard error where JSON is printed."""
 
@@ -141,6 +144,7 @@ def known_lines(known: "Known") -> str:
     lines += [
         ("run", known.run_id and f"{known.run_id}, {known.run_name}, {known.status}"),
         ("test", _measured_line(known.test) if known.test else None),
+        ("metrics", None if known.test else ", ".join(f"{key} {value:.4g}" for key, value in known.metrics.items())),
         *(("evaluated", _measured_line(each)) for each in known.evaluations),
         ("data", known.data),
         (
@@ -174,9 +178,7 @@ def difference_table(difference: "Difference", first: str, second: str) -> str:
 def compare_summary(outcome: "CompareOutcome", shown: int = 20) -> str:
     """Return the closing lines of a comparison: counts, p, and the images that one of the two alone reads."""
     first, second = outcome.names
-    images = [
-        [each.file, each.label, *(text or "(nothing)" for text in (each.first, each.second))] for each in outcome.images
-    ]
+    images = [[each.file, each.label, each.first or NOTHING, each.second or NOTHING] for each in outcome.images]
     more = f"\nand {len(images) - shown} more" if len(images) > shown else ""
     counts = [
         ["", f"{second} right", f"{second} wrong"],

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from captcha.evaluation.metrics import character_confusion
@@ -49,7 +50,7 @@ def comparison_grid(comparison: Comparison, first: str, second: str, shown: int 
     few = max(shown - len(theirs), shown // 2)
     places = ours[:few] + theirs[: shown - len(ours[:few])]
     rows = max(1, -(-len(places) // COLUMNS))
-    figure = Figure(figsize=(2.6 * COLUMNS, 1.5 * rows), dpi=80, layout="constrained")
+    figure = Figure(figsize=(2.6 * COLUMNS, 1.7 * rows), dpi=80, layout=ConstrainedLayoutEngine(h_pad=0.12))
     grid = figure.subplots(rows, COLUMNS, squeeze=False).flat
     for axes, place in zip(grid, places, strict=False):
         sample = comparison.first.samples[place]

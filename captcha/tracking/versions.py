@@ -70,6 +70,8 @@ class Known:
     parent: str | None
     """The model that the training started from."""
     test: Measured | None
+    metrics: dict[str, float]
+    """The last value of each of the run's."""
     evaluations: list[Measured]
     """By `captcha evaluate`, the latest first."""
     moves: list[str]
@@ -142,6 +144,7 @@ def show(named: str) -> Known:
         vocabulary=known("vocabulary", "vocabulary"),
         parent=known("init_used", "init"),
         test=rows[0].test if rows else _test(tags, run),
+        metrics=_metrics(run) if run else {},
         evaluations=list(_evaluations(client, registered, run)),
         moves=[
             move.line
@@ -169,7 +172,7 @@ def differences(first: str, second: str) -> Difference:
             raise RegistryError(f"{named}: the run that trained it is gone; with a folder, the two can be compared")
         runs.append(run)
     settings = [_settings(run) for run in runs]
-    metrics = [{key: value for key, value in run.data.metrics.items() if "system/" not in key} for run in runs]
+    metrics = [_metrics(run) for run in runs]
     digests = [_fact(run, "test_digest") for run in runs]
     return Difference(
         {key: pair for key, pair in _pairs(*settings).items() if pair[0] != pair[1]},
@@ -291,6 +294,11 @@ def _settings(run: Run) -> dict[str, str]:
     # Of the facts, which stand in tags, only the data has the meaning of the setting: as the person wrote it.
     named = {key: _fact(run, key) if key == "data" else params.get(key, default) for key, default in defaults.items()}
     return {key: _canonical(SETTINGS[job], key, value) for key, value in named.items() if value is not None} | recipe
+
+
+def _metrics(run: Run) -> dict[str, float]:
+    """Return the last value of each metric, without those of the machine."""
+    return {key: value for key, value in run.data.metrics.items() if not key.startswith("system/")}
 
 
 def _defaults(job: str) -> dict[str, str | None]:
