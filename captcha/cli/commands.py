@@ -151,10 +151,10 @@ def register(
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="registered model; without it, all")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="registered model; without it, all")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the registered versions, with aliases and the test's exact match."""
+    """List the registered versions and what they read."""
     from captcha.tracking.versions import versions
 
     rows = versions(name)
@@ -181,14 +181,14 @@ def compare(
     data: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DIR]",
+            metavar="DIR",
             callback=lambda value: None if value is None else existing_folder(value),
             help="folder of labelled images that both read; without it, their settings and metrics are compared",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two versions or runs: by settings and metrics, or image by image on a folder."""
+    """Compare two versions or runs, by settings or on a folder."""
     LINES.on_stderr = as_json
     if data is None:
         from captcha.tracking.versions import differences
@@ -212,14 +212,14 @@ def promote(
     version: Annotated[str, typer.Argument(metavar="VERSION", help=VERSIONS)],
     reason: Reason = "",
 ) -> None:
-    """Make a version the champion, whatever it reads; the history keeps the move."""
+    """Make a version the champion, whatever it reads."""
     from captcha.tracking.champion import promote as job
 
     typer.echo(move_line(*job(version, reason)))
 
 
 def rollback(name: Name = MODEL_NAME, reason: Reason = "") -> None:
-    """Make the version champion again that was it before the present one."""
+    """Make the former champion the champion again."""
     from captcha.tracking.champion import rollback as job
 
     typer.echo(move_line(*job(name, reason)))

@@ -316,7 +316,7 @@ def test_a_comparison_on_a_folder_prints_counts_p_and_what_differs(
     assert (printed["p"], len(printed["images"]), printed["images"][0]["label"]) == (0.00123456, 23, "00042")
     assert asked == [("2", "m@best", str(tmp_path))] * 2
     assert run("compare", "2", "3", str(tmp_path / "none")) == 2
-    assert capsys.readouterr().err == f"captcha: Invalid value for '[DIR]': no such folder: {tmp_path / 'none'}\n"
+    assert capsys.readouterr().err == f"captcha: Invalid value for 'DIR': no such folder: {tmp_path / 'none'}\n"
 
 
 def test_a_move_of_the_champion_is_one_line_from_and_to(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
