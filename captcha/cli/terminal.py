@@ -166,7 +166,11 @@ def difference_table(difference: "Difference", first: str, second: str) -> str:
     metrics = [
         [key, *("" if value is None else f"{value:.4g}" for value in pair)] for key, pair in difference.metrics.items()
     ]
-    tested = "" if difference.same_test else "\nThe two were tested on different images: compare them on a folder, DIR."
+    tested = (
+        ""
+        if difference.same_test is not False
+        else "\nThe two were tested on different images: compare them on a folder, DIR."
+    )
     return (
         _table([["setting", first, second], *(settings or [["(all are the same)", "", ""]])])
         + "\n\n"
@@ -206,7 +210,7 @@ def _measured_line(measured: "Measured") -> str:
     cer = "" if measured.cer is None else f", character error rate {measured.cer:.2%}"
     interval = f" ({text})" if (text := _interval(measured)) else ""
     images = "" if measured.images is None else f" of {measured.images} images"
-    where = "" if measured.data is None else f" on {measured.data}"
+    where = "" if measured.data is None else f" {'of' if images else 'on'} {measured.data}"
     when = "" if measured.date is None else f"; {measured.date}, run {measured.run_id}"
     return f"exact match {measured.exact_match:.2%}{interval}{images}{where}{cer}{when}"
 

@@ -88,8 +88,8 @@ class Difference:
     """Those that differ."""
     metrics: dict[str, tuple[float | None, float | None]]
     """The last value of each metric."""
-    same_test: bool
-    """Whether both were tested on the same images."""
+    same_test: bool | None
+    """Whether both were tested on the same images; None where one was not tested, or does not say."""
 
 
 def versions(name: str | None = None) -> list[Version]:
@@ -177,7 +177,7 @@ def differences(first: str, second: str) -> Difference:
     return Difference(
         {key: pair for key, pair in _pairs(*settings).items() if pair[0] != pair[1]},
         _pairs(*metrics),
-        digests[0] is not None and digests[0] == digests[1],
+        None if None in digests else digests[0] == digests[1],
     )
 
 

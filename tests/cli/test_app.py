@@ -248,7 +248,7 @@ def test_what_is_known_of_a_version_is_a_line_for_each_thing(monkeypatch: pytest
     assert capsys.readouterr().out.splitlines() == [
         "version       captcha-crnn 3, best, champion, registered 2026-01-31, 4.2 MB",
         "run           abc, a name, FINISHED",
-        "test          exact match 99.00% (95.00% to 99.80%) of 100 images on folder, character error rate 0.20%",
+        "test          exact match 99.00% (95.00% to 99.80%) of 100 images of folder, character error rate 0.20%",
         "evaluated     exact match 50.00% on other; 2026-02-01, run def",
         "data          folder",
         "settings      epochs 6, backbone compact",

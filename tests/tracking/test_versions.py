@@ -245,8 +245,9 @@ def test_two_runs_differ_in_settings_and_metrics_and_say_whether_their_test_was_
     }
     assert found.metrics == {"test/exact_match": (0.9, 0.8), "val/loss": (0.0, None)}
     assert found.same_test
-    assert not differences(one, a_run({"backbone": "compact"}, {"test_digest": "d2"}, {})).same_test
-    assert not differences(a_run({}, {}, {}), a_run({}, {}, {})).same_test
+    assert differences(one, a_run({"backbone": "compact"}, {"test_digest": "d2"}, {})).same_test is False
+    for first, second in ((one, a_run({}, {}, {})), (a_run({}, {}, {}), a_run({}, {}, {}))):
+        assert differences(first, second).same_test is None
 
 
 def test_a_version_is_compared_by_the_run_that_trained_it(name: str, trained_run: Trained) -> None:
