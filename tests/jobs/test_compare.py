@@ -17,10 +17,10 @@ from captcha.tracking.models import log_model
 from captcha.tracking.runs import RegistryError, tracked_run
 from captcha.tracking.versions import show, versions
 
-# Reads one character, whatever the image: log_probs (1, N, 3), of the blank, of "a" and of "b".
+# Reads one character, whatever the image, if it has the height: log_probs (1, N, 3), of the blank, of "a" and of "b".
 ALWAYS = """
 <ir_version: 10, opset_import: ["": 18]>
-always (uint8[N, 3, H, W] images) => (float[1, N, C] log_probs)
+always (uint8[N, 3, HEIGHT, W] images) => (float[1, N, C] log_probs)
 <float[3] frame = {FRAME}>
 {
     shape = Shape(images)
@@ -38,7 +38,7 @@ LABELS = ["a", "a", "b", "ab", "a", "a", "b", "a"]
 
 def logged(folder: Path, frame: str, height: int) -> tuple[str, str]:
     """The ids of a run and of the model it has logged, which reads always the same; `folder` is for its files."""
-    model = onnx.parser.parse_model(ALWAYS.replace("FRAME", frame.join("{}")).replace("{{", "{").replace("}}", "}"))
+    model = onnx.parser.parse_model(ALWAYS.replace("FRAME", frame).replace("HEIGHT", str(height)))
     save_recognizer(folder / "recognizer", model.SerializeToString(), Vocabulary("ab"), height)
     with tracked_run("a training") as run:
         example = cv2.imencode(".png", np.zeros((16, 32, 3), np.uint8))[1].tobytes()
