@@ -1,5 +1,5 @@
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -9,9 +9,11 @@ import onnx.parser
 import pytest
 from mlflow import MlflowClient
 
-from captcha.data.samples import DataError
+from captcha.data.samples import DataError, Sample
+from captcha.evaluation.results import Evaluation, evaluate
+from captcha.jobs import compare as module
 from captcha.jobs.compare import Differing, compare
-from captcha.reading.recognizer import save_recognizer
+from captcha.reading.recognizer import Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.tracking.models import log_model
 from captcha.tracking.runs import RegistryError, tracked_run
@@ -149,3 +151,17 @@ def test_the_size_of_a_version_is_that_of_its_recognizers_files(
     assert len(sizes) == 2
     assert [each.bytes for each in versions("two") if each.version == 1] == [sum(sizes)]
     assert show("two/1").versions[0].bytes == sum(sizes)
+
+
+def test_each_model_reads_the_images_as_an_evaluation_of_it_does(
+    two_models: tuple[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, set[int]]] = []
+
+    def spy(recognizer: Recognizer, samples: Sequence[Sample]) -> Evaluation:
+        seen.append((recognizer.height, {sample.image.shape[0] for sample in samples}))
+        return evaluate(recognizer, samples)
+
+    monkeypatch.setattr(module, "read", spy)
+    compare("two/1", "two/2", str(folder))
+    assert seen == [(16, {16}), (32, {32})]  # resized once, to the model's own height
