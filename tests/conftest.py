@@ -3,8 +3,11 @@
 import contextlib
 import os
 import shutil
+import subprocess
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import cv2
@@ -65,6 +68,55 @@ def draw_digits(draw: Draw) -> Callable[[Path, int], Path]:
         return folder
 
     return draw_folder
+
+
+@pytest.fixture(scope="session")
+def spoil(draw: Draw) -> Callable[[Path, Path], Path]:
+    """A function that copies a folder and adds four files with a problem to the copy.
+
+    They are one picture under two labels, one that is no image, and one whose label is empty.
+    """
+
+    def copy_and_spoil(folder: Path, spoilt: Path) -> Path:
+        shutil.copytree(folder, spoilt)
+        for name, text in {"one": "1", "two": "1", " ": "2"}.items():
+            cv2.imwrite(str(spoilt / f"{name}.png"), draw(text, 48, 32)[:, :, ::-1])
+        (spoilt / "torn.png").write_bytes(b"torn")
+        return spoilt
+
+    return copy_and_spoil
+
+
+@pytest.fixture(scope="session")
+def on_terminal() -> Callable[..., tuple[str, list[str]]]:
+    """A function that runs a command with a terminal as its output; it takes what `subprocess.Popen` takes.
+
+    It gives what was written, and the lines that stand on the terminal in the end.
+    """
+
+    def run(*command: str, **options: Any) -> tuple[str, list[str]]:
+        ours, terminal = os.openpty()
+        termios.tcsetwinsize(ours, (40, 120))
+        with subprocess.Popen(command, stdout=terminal, stderr=terminal, **options):
+            os.close(terminal)
+            content = b"".join(iter(lambda: read(ours), b""))
+        os.close(ours)
+        written = content.decode().replace("\r\n", "\n")
+        return written, [on_screen(line) for line in written.split("\n")]
+
+    def read(ours: int) -> bytes:
+        try:
+            return os.read(ours, 65536)
+        except OSError:  # how Linux says that all who wrote to the terminal are gone
+            return b""
+
+    def on_screen(line: str) -> str:
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        return shown.rstrip()
+
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,7 @@ def test_main_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "data": str(folder),
         "val_data": str(folder),
         "test_data": str(folder),
+        "problems": "leave-out",
         "name": "my model",
         "backbone": "resnet18",
         **start,
@@ -196,6 +197,7 @@ def test_adapt_and_budget_pass_every_parameter_on(monkeypatch: pytest.MonkeyPatc
         "data": str(folder),
         "model": "models:/my model/3",
         "drawn": "my style.toml",
+        "problems": "leave-out",
         "labelled": "true",
         "name": "my model",
         "threshold": "0.8",
@@ -212,6 +214,7 @@ def test_adapt_and_budget_pass_every_parameter_on(monkeypatch: pytest.MonkeyPatc
     assert settings_from(monkeypatch, tmp_path, "budget", budget, data=str(folder)) == BudgetSettings(data=str(folder))
     wanted = {
         "data": str(folder),
+        "problems": "leave-out",
         "labels": "0,7,all",
         "seeds": "2",
         "drawn": "my style.toml",

@@ -16,6 +16,7 @@ from captcha.cli.options import (
     Json,
     Model,
     Name,
+    Problems,
     Reason,
     VersionOrRun,
     existing_folder,
@@ -27,6 +28,7 @@ from captcha.cli.terminal import (
     LINES,
     adapt_summary,
     budget_table,
+    compare_runs,
     compare_summary,
     complain,
     difference_table,
@@ -34,6 +36,7 @@ from captcha.cli.terminal import (
     known_lines,
     move_line,
     print_json,
+    say_loading,
     train_summary,
     versions_table,
 )
@@ -54,6 +57,7 @@ def train(*, as_json: Json = False, **settings: Any) -> None:
     """Train a recogniser in a tracked run, test it, register it."""
     LINES.on_stderr = as_json
     checked = TrainSettings(**settings)
+    say_loading("PyTorch and MLflow")
     from captcha.jobs.train import train as job
 
     outcome = job(checked)
@@ -69,6 +73,7 @@ def adapt(*, as_json: Json = False, **settings: Any) -> None:
     """Adapt a trained model to images without labels (self-training), and register the result."""
     LINES.on_stderr = as_json
     checked = AdaptSettings(**settings)
+    say_loading("PyTorch and MLflow")
     from captcha.jobs.adapt import adapt as job
 
     outcome = job(checked)
@@ -83,6 +88,7 @@ def budget(*, as_json: Json = False, **settings: Any) -> None:
     """Measure exact match against the number of labels trained on, with drawn images and without."""
     LINES.on_stderr = as_json
     checked = BudgetSettings(**settings)
+    say_loading("PyTorch and MLflow")
     from captcha.jobs.budget import budget as job
     from captcha.jobs.budget import points
 
@@ -90,19 +96,22 @@ def budget(*, as_json: Json = False, **settings: Any) -> None:
     if as_json:
         print_json([asdict(row) for row in rows])
     else:
-        typer.echo(budget_table(points(rows)))
+        typer.echo(f"{budget_table(points(rows))}\n\n{compare_runs()}")
 
 
-def evaluate(data: DataArgument, model: Model = CHAMPION_URI, as_json: Json = False) -> None:
+def evaluate(
+    data: DataArgument, model: Model = CHAMPION_URI, problems: Problems = "stop", as_json: Json = False
+) -> None:
     """Measure a trained model on a folder of labelled images."""
     LINES.on_stderr = as_json
+    say_loading("MLflow")
     from captcha.jobs.evaluate import evaluate as job
 
-    metrics = job(data, model)
+    metrics = job(data, model, problems)
     if as_json:
         print_json(metrics)
     else:
-        typer.echo(evaluation_line(metrics))
+        typer.echo(f"{evaluation_line(metrics)}\n\n{compare_runs()}")
 
 
 def predict(
@@ -231,26 +240,31 @@ def check(
     height: Annotated[
         int, typer.Option(min=1, help="height in pixels to resize images to; it limits the length of labels")
     ] = DEFAULTS.height,
+    problems: Problems = "stop",
     as_json: Json = False,
 ) -> None:
     """Report what a folder of labelled images holds, and what is wrong with it.
 
-    Exits with 1 if an error stands in the way of training.
+    With --problems leave-out, report what it holds without the images that have a problem. Exits with 1 if an error
+    stands in the way of training, or no image is left.
     """
     LINES.on_stderr = as_json
     from captcha.data.folders import read_samples
-    from captcha.data.problems import format_facts, format_problems
+    from captcha.data.problems import format_facts, format_left_out, format_problems
     from captcha.data.samples import ImageMemory
     from captcha.reading.vocabulary import Vocabulary
 
     characters = None if vocabulary == NONE else Vocabulary(vocabulary)
-    _, problems, facts = read_samples(Path(data), height, characters, memory=ImageMemory(0))
+    leave_out = problems == "leave-out"
+    samples, found, facts = read_samples(Path(data), height, characters, memory=ImageMemory(0), leave_out=leave_out)
     if as_json:
         sizes = {f"{w}x{h}": count for (w, h), count in facts.sizes.items()}
-        print_json(vars(facts) | {"sizes": sizes, "problems": [asdict(problem) for problem in problems]})
+        print_json(vars(facts) | {"sizes": sizes, "problems": [asdict(problem) for problem in found]})
     else:
-        typer.echo("\n".join(filter(None, (format_facts(facts), format_problems(problems)))))
-    if any(problem.fatal for problem in problems):
+        counted = format_left_out(found, len(samples)) if leave_out else ""
+        parts = (format_facts(facts), format_problems(found, leave_out=leave_out), counted)
+        typer.echo("\n".join(filter(None, parts)))
+    if not samples or (not leave_out and any(problem.fatal for problem in found)):
         raise typer.Exit(1)
 
 

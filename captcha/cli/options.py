@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from captcha import CaptchaError
-from captcha.settings import CHAMPION, MODEL_NAME, NONE, NamesImages, Settings, TrainSettings, written
+from captcha.settings import CHAMPION, MODEL_NAME, NONE, NamesImages, OnProblems, Settings, TrainSettings, written
 
 
 def existing_source(value: str) -> str:
@@ -71,6 +71,7 @@ NAMING = f"{VERSIONS}; or the id of a run"
 VersionOrRun = Annotated[str, typer.Argument(metavar="VERSION|RUN", help=NAMING)]
 Name = Annotated[str, typer.Option(help=TrainSettings.model_fields["name"].description)]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="why, for the history; one line")]
+Problems = Annotated[OnProblems, typer.Option(help=TrainSettings.model_fields["problems"].description)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON alone; all else goes to standard error")]
 
 

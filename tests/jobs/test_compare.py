@@ -44,7 +44,7 @@ def logged(folder: Path, frame: str, height: int) -> tuple[str, str]:
     save_recognizer(folder / "recognizer", model.SerializeToString(), Vocabulary("ab"), height)
     with tracked_run("a training") as run:
         example = cv2.imencode(".png", np.zeros((16, 32, 3), np.uint8))[1].tobytes()
-        info = log_model(folder / "recognizer", example)
+        info = log_model(folder / "recognizer", example, step=0)
     return run.info.run_id, str(info.model_id)
 
 
