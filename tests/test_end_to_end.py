@@ -317,6 +317,30 @@ def test_an_entry_point_that_fails_before_its_run_begins_says_so(job: Job, tmp_p
     assert run.data.tags["mlflow.note.content"].startswith("--epochs: Input should be greater than or equal to 1 `")
 
 
+def test_the_entry_points_draw_and_check_do_so_in_the_project(job: Job, tmp_path: Path) -> None:
+    command = (MLFLOW, "run", job.project, "--env-manager", "local", "-e")
+    job.call(*command, "draw", "-P", "out=some drawn", "-P", "count=3", "-P", "sheet=sheet.png", cwd=tmp_path)
+    assert len(list((job.project / "some drawn").iterdir())) == 3
+    assert (job.project / "sheet.png").is_file()
+    assert "3 with 3 different labels" in job.call(*command, "check", "-P", "data=some drawn", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_registry_is_read_and_the_champion_moved_over_http(job: Job, images: Path) -> None:
+    run_id = job.run.info.run_id
+    job.call(*CAPTCHA, "register", run_id, "--name=moved")
+    [row] = json.loads(job.call(*CAPTCHA, "models", "moved", "--json"))
+    version = job.client.get_model_version("moved", "1")
+    assert (row["version"], row["aliases"]) == (1, ["champion"])
+    assert (row["test"]["data"], row["test"]["images"]) == (str(images), int(version.tags["test_images"]))
+    assert 1e6 < row["bytes"] < 1e8
+    assert json.loads(job.call(*CAPTCHA, "show", "moved@champion", "--json"))["run_id"] == run_id
+    outcome = json.loads(job.call(*CAPTCHA, "compare", run_id, "moved/1", images, "--json"))
+    assert (outcome["images"], outcome["p"]) == ([], 1)
+    job.client.delete_registered_model_alias("moved", "champion")
+    assert job.call(*CAPTCHA, "promote", "moved/1") == "moved: the champion has moved, none → version 1\n"
+
+
 def test_the_entry_point_register_registers_once(job: Job, tmp_path: Path) -> None:
     run_id = job.run.info.run_id
     command = (MLFLOW, "run", job.project, "--env-manager", "local", "-e", "register", "-P", "name=another")

@@ -1,12 +1,15 @@
-"""MLproject against TrainSettings and the command line. MLflow itself composes the commands; none is run by it here."""
+"""MLproject against the settings and the command line. MLflow itself composes the commands; none is run by it here."""
 
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 import pytest
 import yaml
@@ -14,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.projects.utils import load_project
 
+from captcha import CaptchaError
 from captcha.cli import app as cli
 from captcha.cli import commands
-from captcha.jobs import train
-from captcha.settings import CHAMPION, MODEL_NAME, TrainSettings
+from captcha.jobs import adapt, budget, draw, train
+from captcha.settings import CHAMPION, MODEL_NAME, AdaptSettings, BudgetSettings, Settings, TrainSettings
 
 ROOT = Path(__file__).parent.parent
 PROJECT = load_project(str(ROOT))
@@ -40,7 +44,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainSettin
 
 
 def arguments_of(entry_point: str, folder: Path, **parameters: str) -> tuple[list[str], dict[str, str]]:
-    """Return the arguments that MLflow's command hands to `python`, through a real bash, and the variables CAPTCHA_….
+    """Return the arguments that MLflow's command hands to `python`, through a real bash, and the variables it sets.
 
     The python on PATH is a stand-in that prints its arguments.
     """
@@ -70,14 +74,37 @@ def config_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **parameters: str) 
     return run_command(monkeypatch, *arguments)
 
 
-def test_main_has_the_names_and_written_defaults_of_the_config() -> None:
-    defaults = {name: parameter["default"] for name, parameter in ENTRY_POINTS["main"]["parameters"].items()}
-    # As TrainSettings and MLflow write them: log_params may then repeat a parameter that mlflow run has logged.
-    written = {
-        name: "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        for name, value in TrainSettings().model_dump().items()
+def defaults_of(entry_point: str) -> dict[str, str | None]:
+    """Return the parameters of an entry point with their defaults, None where it has none."""
+    parameters = ENTRY_POINTS[entry_point]["parameters"]
+    return {name: None if each == "string" else each["default"] for name, each in parameters.items()}
+
+
+def in_words(value: object) -> str:
+    """Return a default as the settings and MLflow write it: log_params may repeat what mlflow run has logged."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "settings_of"), [("main", TrainSettings), ("adapt", AdaptSettings), ("budget", BudgetSettings)]
+)
+def test_a_job_has_the_names_and_written_defaults_of_its_settings(
+    entry_point: str, settings_of: type[Settings]
+) -> None:
+    assert defaults_of(entry_point) == {
+        name: None if field.is_required() else in_words(field.default)
+        for name, field in settings_of.model_fields.items()
     }
-    assert defaults == written
+
+
+@pytest.mark.parametrize("command", [commands.check, commands.draw])
+def test_a_command_has_the_names_and_written_defaults_of_its_parameters(command: Callable[..., None]) -> None:
+    parameters = inspect.signature(command).parameters
+    assert defaults_of(command.__name__) == {
+        name: None if parameter.default is parameter.empty else in_words(parameter.default)
+        for name, parameter in parameters.items()
+        if name != "as_json"
+    }
 
 
 def test_every_parameter_is_a_string_and_is_used() -> None:
@@ -151,6 +178,96 @@ def test_a_flag_that_is_no_boolean_is_refused(
     assert f"'--{name.replace('_', '-')}': " in capsys.readouterr().err
 
 
+def settings_from(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, entry_point: str, job: ModuleType, **parameters: str
+) -> Settings:
+    """Return the settings that `mlflow run . -e ENTRY_POINT -P …` asks a job for; a stand-in takes the job's place."""
+    arguments, variables = arguments_of(entry_point, folder, **parameters)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    asked: list[Settings] = []
+
+    def stand_in(settings: Settings) -> NoReturn:
+        asked.append(settings)
+        raise CaptchaError("asked")
+
+    monkeypatch.setattr(job, entry_point, stand_in)
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    return asked[0]
+
+
+def test_adapt_and_budget_pass_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "some images"
+    folder.mkdir()
+    assert settings_from(monkeypatch, tmp_path, "adapt", adapt, data=str(folder)) == AdaptSettings(data=str(folder))
+    wanted = {
+        "data": str(folder),
+        "model": "models:/my model/3",
+        "drawn": "my style.toml",
+        "problems": "leave-out",
+        "labelled": "true",
+        "name": "my model",
+        "threshold": "0.8",
+        "rounds": "2",
+        "epochs": "3",
+        "batch_size": "7",
+        "learning_rate": "1e-2",
+        "seed": "5",
+        "image_memory": "7",
+        "allow_overlap": "true",
+    }
+    assert set(wanted) == set(AdaptSettings.model_fields)
+    assert settings_from(monkeypatch, tmp_path, "adapt", adapt, **wanted) == AdaptSettings.model_validate(wanted)
+
+    assert settings_from(monkeypatch, tmp_path, "budget", budget, data=str(folder)) == BudgetSettings(data=str(folder))
+    wanted = {
+        "data": str(folder),
+        "problems": "leave-out",
+        "labels": "0,7,all",
+        "seeds": "2",
+        "drawn": "my style.toml",
+        "init": "models:/my model/3",
+        "drawn_epochs": "4",
+        "backbone": "compact",
+        "epochs": "3",
+    }
+    assert set(wanted) == set(BudgetSettings.model_fields)
+    assert settings_from(monkeypatch, tmp_path, "budget", budget, **wanted) == BudgetSettings.model_validate(wanted)
+
+
+def test_draw_draws_as_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[tuple[object, ...], dict[str, object]]] = []
+
+    def stand_in(*arguments: object, **options: object) -> str:
+        asked.append((arguments, options))
+        return "drawn"
+
+    monkeypatch.setattr(draw, "draw", stand_in)
+    out, sheet = tmp_path / "out of it", tmp_path / "a sheet.png"
+    paths = {"fonts": str(tmp_path), "sheet": str(sheet), "beside": str(tmp_path)}
+    for parameters in ({}, {"count": "7", "style": "my style.toml", "seed": "5"} | paths):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments_of("draw", tmp_path, out=str(out), **parameters)[0])
+        assert stopped.value.code == 0
+    assert asked == [
+        ((out, "kaptcha", 1000, 0), {"fonts": None, "sheet": None, "beside": None}),
+        ((out, "my style.toml", 7, 5), {"fonts": tmp_path, "sheet": sheet, "beside": tmp_path}),
+    ]
+
+
+def test_check_checks_as_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], draw_digits: Callable[..., Path]
+) -> None:
+    digits = draw_digits(tmp_path / "digits 0 to 9", 30)
+    for vocabulary, code in (("none", 0), ("012345678", 1)):
+        arguments = arguments_of("check", tmp_path, data=str(digits), vocabulary=vocabulary, height="32")[0]
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments)
+        assert stopped.value.code == code
+    assert "09.png" in capsys.readouterr().out
+
+
 def test_the_other_entry_points_call_their_commands(tmp_path: Path) -> None:
     champion = f"models:/{MODEL_NAME}@{CHAMPION}"
     called = {
@@ -159,7 +276,7 @@ def test_the_other_entry_points_call_their_commands(tmp_path: Path) -> None:
         "register": arguments_of("register", tmp_path, run_id="abc")[0],
     }
     assert called == {
-        "evaluate": ["evaluate", "a b", f"--model={champion}"],
+        "evaluate": ["evaluate", "a b", f"--model={champion}", "--problems=stop"],
         "predict": ["predict", "a b.png", f"--model={champion}"],
         "register": ["register", "abc", f"--name={MODEL_NAME}"],
     }

@@ -33,7 +33,12 @@ for command in (
     commands.budget,
     commands.evaluate,
     commands.predict,
+    commands.compare,
+    commands.models,
+    commands.show,
     commands.register,
+    commands.promote,
+    commands.rollback,
     commands.check,
     commands.draw,
 ):

@@ -9,17 +9,36 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from captcha.cli.options import DataArgument, Json, Model, Problems, with_settings
+from captcha.cli.options import (
+    NAMING,
+    VERSIONS,
+    DataArgument,
+    Json,
+    Model,
+    Name,
+    Problems,
+    Reason,
+    VersionOrRun,
+    existing_folder,
+    folder_or_none,
+    path_or_none,
+    with_settings,
+)
 from captcha.cli.terminal import (
     LINES,
     adapt_summary,
     budget_table,
     compare_runs,
+    compare_summary,
     complain,
+    difference_table,
     evaluation_summary,
+    known_lines,
+    move_line,
     print_json,
     say_loading,
     train_summary,
+    versions_table,
 )
 from captcha.settings import (
     CHAMPION_URI,
@@ -133,13 +152,88 @@ def predict(
 
 def register(
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="run whose model to register")],
-    name: Annotated[str, typer.Option(help=TrainSettings.model_fields["name"].description)] = MODEL_NAME,
+    name: Name = MODEL_NAME,
 ) -> None:
     """Register the model of a run."""
     from captcha.tracking.registry import register as job
 
     _, _, message = job(run_id, name)
     typer.echo(message)
+
+
+def models(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="registered model; without it, all")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the registered versions and what they read."""
+    from captcha.tracking.versions import versions
+
+    rows = versions(name)
+    if as_json:
+        print_json([asdict(row) for row in rows])
+    else:
+        typer.echo(versions_table(rows))
+
+
+def show(named: VersionOrRun, as_json: Json = False) -> None:
+    """Show what is known of a version or a run."""
+    from captcha.tracking.versions import show as look_up
+
+    known = look_up(named)
+    if as_json:
+        print_json(asdict(known))
+    else:
+        typer.echo(known_lines(known))
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help=f"one of the two: {NAMING}")],
+    second: Annotated[str, typer.Argument(metavar="B", help="the other, named in the same way")],
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DIR",
+            callback=lambda value: None if value is None else existing_folder(value),
+            help="folder of labelled images that both read; without it, their settings and metrics are compared",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two versions or runs, by settings or on a folder."""
+    LINES.on_stderr = as_json
+    if data is None:
+        from captcha.tracking.versions import differences
+
+        difference = differences(first, second)
+        if as_json:
+            print_json(asdict(difference))
+        else:
+            typer.echo(difference_table(difference, first, second))
+        return
+    from captcha.jobs.compare import compare as job
+
+    outcome = job(first, second, data)
+    if as_json:
+        print_json(asdict(outcome))
+    else:
+        typer.echo(compare_summary(outcome))
+
+
+def promote(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help=VERSIONS)],
+    reason: Reason = "",
+) -> None:
+    """Make a version the champion, whatever it reads."""
+    from captcha.tracking.champion import promote as job
+
+    typer.echo(move_line(*job(version, reason)))
+
+
+def rollback(name: Name = MODEL_NAME, reason: Reason = "") -> None:
+    """Make the former champion the champion again."""
+    from captcha.tracking.champion import rollback as job
+
+    typer.echo(move_line(*job(name, reason)))
 
 
 def check(
@@ -187,15 +281,15 @@ def draw(
     ] = DEFAULTS.seed,
     fonts: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", exists=True, file_okay=False, help="draw with the .ttf and .otf fonts below it"),
-    ] = None,
-    sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="write a PNG with some of the images")] = None,
+        typer.Option(metavar="DIR", parser=folder_or_none, help="draw with the .ttf and .otf fonts below it"),
+    ] = NONE,  # type: ignore[assignment]  # the parser makes it None
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", parser=path_or_none, help="write a PNG with some of the images")
+    ] = NONE,  # type: ignore[assignment]
     beside: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", exists=True, file_okay=False, help="folder of images to show beside the drawn ones"
-        ),
-    ] = None,
+        typer.Option(metavar="DIR", parser=folder_or_none, help="folder of images to show beside the drawn ones"),
+    ] = NONE,  # type: ignore[assignment]
 ) -> None:
     """Draw labelled captchas into a folder to train on, in a built-in style or your own."""
     if beside and not sheet:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from captcha import CaptchaError
-from captcha.settings import NONE, NamesImages, OnProblems, Settings, TrainSettings, written
+from captcha.settings import CHAMPION, MODEL_NAME, NONE, NamesImages, OnProblems, Settings, TrainSettings, written
 
 
 def existing_source(value: str) -> str:
@@ -24,6 +24,16 @@ def existing_folder(value: str) -> str:
     from captcha.data.sources import parse_folder
 
     return _parsed(value, parse_folder)
+
+
+def path_or_none(value: str) -> Path | None:
+    """Return a written path, None for the word none."""
+    return None if value == NONE else Path(value)
+
+
+def folder_or_none(value: str) -> Path | None:
+    """Return a written folder, None for the word none; raise typer.BadParameter where there is no such folder."""
+    return None if value == NONE else Path(existing_folder(value))
 
 
 def _parsed(value: str, parse: Callable[[str], object]) -> str:
@@ -56,6 +66,11 @@ Model = Annotated[
         help="model to read with: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a recogniser's folder"
     ),
 ]
+VERSIONS = f"a version: its number or {CHAMPION}, both of {MODEL_NAME}; NAME/VERSION or NAME@ALIAS"
+NAMING = f"{VERSIONS}; or the id of a run"
+VersionOrRun = Annotated[str, typer.Argument(metavar="VERSION|RUN", help=NAMING)]
+Name = Annotated[str, typer.Option(help=TrainSettings.model_fields["name"].description)]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="why, for the history; one line")]
 Problems = Annotated[OnProblems, typer.Option(help=TrainSettings.model_fields["problems"].description)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON alone; all else goes to standard error")]
 

@@ -17,8 +17,14 @@ from captcha.settings import CHAMPION, project_root
 if TYPE_CHECKING:  # heavy imports, loaded already by the job whose outcome is printed
     from captcha.evaluation.plots import BudgetPoint
     from captcha.jobs.adapt import AdaptOutcome
+    from captcha.jobs.compare import CompareOutcome
     from captcha.jobs.evaluate import EvaluateOutcome
     from captcha.jobs.train import TrainOutcome
+    from captcha.tracking.champion import Move
+    from captcha.tracking.versions import Difference, Known, Measured, Version
+
+
+NOTHING = "(nothing)"
 
 UNDER_MLFLOW_RUN = "MLFLOW_RUN_ID" in os.environ  # MLflow removes it once the run is taken up, so it is read early
 """Whether `mlflow run` started this process: its folder and PATH are then not those of the person's shell."""
@@ -133,6 +139,133 @@ def budget_table(points: "Sequence[BudgetPoint]") -> str:
             f"{point.right:5} of {point.n:<5}  {point.seconds:6.0f}"
         )
     return "\n".join(lines)
+
+
+def versions_table(versions: "Sequence[Version]") -> str:
+    """Return registered versions as a table."""
+    if not versions:
+        return "no model is registered yet: captcha train registers one"
+    header = [
+        "model",
+        "version",
+        "aliases",
+        "exact match",
+        "95 % interval",
+        "images",
+        "tested on",
+        "size",
+        "registered",
+    ]
+    rows = []
+    for each in versions:
+        test = each.test
+        measured = (
+            [f"{test.exact_match:.2%}", _interval(test), _text(test.images), _text(test.data)] if test else [""] * 4
+        )
+        size = "" if each.bytes is None else _megabytes(each.bytes)
+        rows.append([each.name, str(each.version), ", ".join(each.aliases), *measured, size, each.date])
+    return _table([header, *rows])
+
+
+def known_lines(known: "Known") -> str:
+    """Return what is known of a version or a run, a line for each thing, without those that are not known."""
+    lines: list[tuple[str, str | None]] = []
+    for each in known.versions:
+        aliases = "".join(f", {alias}" for alias in each.aliases)
+        size = "" if each.bytes is None else f", {_megabytes(each.bytes)}"
+        lines.append(("version", f"{each.name} {each.version}{aliases}, registered {each.date}{size}"))
+    lines += [
+        ("run", known.run_id and f"{known.run_id}, {known.run_name}, {known.status}"),
+        ("test", _measured_line(known.test) if known.test else None),
+        ("metrics", None if known.test else ", ".join(f"{key} {value:.4g}" for key, value in known.metrics.items())),
+        *(("evaluated", _measured_line(each)) for each in known.evaluations),
+        ("data", known.data),
+        (
+            "settings",
+            ", ".join(f"{key} {value}" for key, value in known.settings.items() if key != "data") or "defaults",
+        ),
+        ("started from", known.parent),
+        ("backbone", known.backbone),
+        ("vocabulary", known.vocabulary),
+        *((CHAMPION, move) for move in known.moves),
+        *(("page", link) for link in known.links),
+    ]
+    return "\n".join(f"{name:14}{value}" for name, value in lines if value)
+
+
+def difference_table(difference: "Difference", first: str, second: str) -> str:
+    """Return the settings that differ and the metrics of two versions or runs, side by side."""
+    settings = [[key, *map(_text, pair)] for key, pair in difference.settings.items()]
+    metrics = [
+        [key, *("" if value is None else f"{value:.4g}" for value in pair)] for key, pair in difference.metrics.items()
+    ]
+    tested = (
+        ""
+        if difference.same_test is not False
+        else "\nThe two were tested on different images: compare them on a folder, DIR."
+    )
+    return (
+        _table([["setting", first, second], *(settings or [["(all are the same)", "", ""]])])
+        + "\n\n"
+        + _table([["metric, last value", first, second], *metrics])
+        + tested
+    )
+
+
+def compare_summary(outcome: "CompareOutcome", shown: int = 20) -> str:
+    """Return the closing lines of a comparison: counts, p, and the images that one of the two alone reads."""
+    first, second = outcome.names
+    images = [[each.file, each.label, each.first or NOTHING, each.second or NOTHING] for each in outcome.images]
+    more = f"\nand {len(images) - shown} more" if len(images) > shown else ""
+    counts = [
+        ["", f"{second} right", f"{second} wrong"],
+        [f"{first} right", str(outcome.both), str(outcome.only_first)],
+        [f"{first} wrong", str(outcome.only_second), str(outcome.neither)],
+    ]
+    return (
+        f"{_table(counts)}\n\n"
+        f"exact match: {first} {outcome.exact_match[0]:.2%}, {second} {outcome.exact_match[1]:.2%}; "
+        f"exact McNemar p = {outcome.p:.3g}\n\n"
+        + (_table([["file", "label", first, second], *images[:shown]]) + more + "\n\n" if images else "")
+        + f"the table and a picture are in run {outcome.run_id}: compare.json, compare.png"
+    )
+
+
+def move_line(name: str, move: "Move") -> str:
+    """Return what a move of the champion's alias has done."""
+    former = "none" if move.before is None else f"version {move.before}"
+    back = " back" if move.rollback else ""
+    reason = f" ({move.reason})" if move.reason else ""
+    return f"{name}: the {CHAMPION} has moved{back}, {former} → version {move.after}{reason}"
+
+
+def _measured_line(measured: "Measured") -> str:
+    cer = "" if measured.cer is None else f", character error rate {measured.cer:.2%}"
+    interval = f" ({text})" if (text := _interval(measured)) else ""
+    images = "" if measured.images is None else f" of {measured.images} images"
+    where = "" if measured.data is None else f" {'of' if images else 'on'} {measured.data}"
+    when = "" if measured.date is None else f"; {measured.date}, run {measured.run_id}"
+    return f"exact match {measured.exact_match:.2%}{interval}{images}{where}{cer}{when}"
+
+
+def _interval(measured: "Measured") -> str:
+    low, high = measured.low, measured.high
+    return "" if low is None or high is None else f"{low:.2%} to {high:.2%}"
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells in columns, two spaces between them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def next_commands(name: str, version: int, example: str, view: str | None = None) -> str:

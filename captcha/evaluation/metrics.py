@@ -1,8 +1,9 @@
-"""How well texts were read: exact match, character error rate, intervals, confusions. Strings only."""
+"""How well texts were read: exact match, character error rate, intervals, confusions, McNemar. Strings only."""
 
 from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
+from math import comb
 from statistics import NormalDist
 
 from rapidfuzz.distance import Levenshtein
@@ -76,6 +77,17 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     margin = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
     # None and all are exact: rounding would put them a little off 0 and 1.
     return (0.0 if successes == 0 else centre - margin, 1.0 if successes == n else centre + margin)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the two-sided p of the exact McNemar test for two readers of the same images.
+
+    `only_first` images are read by the first reader alone, `only_second` by the second alone. The p is the probability
+    that fair coins in place of these images would fall at least as unevenly (McNemar, 1947, doi:10.1007/BF02295996);
+    1 where the two differ on no image.
+    """
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    return min(1.0, 2 * sum(comb(n, i) for i in range(fewer + 1)) / (1 << n))
 
 
 def _check(predictions: Sequence[str], references: Sequence[str]) -> None:

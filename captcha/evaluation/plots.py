@@ -1,4 +1,4 @@
-"""Pictures of predictions, mistakes, learning curves, confusions and the label budget."""
+"""Pictures of predictions, mistakes, where two models differ, learning curves, confusions and the label budget."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from captcha.evaluation.metrics import character_confusion
-from captcha.evaluation.results import Evaluation
+from captcha.evaluation.results import Comparison, Evaluation
 from captcha.reading.images import Image
 from captcha.reading.recognizer import Reading
 
@@ -44,6 +45,36 @@ def prediction_grid(evaluation: Evaluation, shown: int = 32) -> Image:
         axes.set_title(title, color=colour, fontsize=size * TITLE_SIZE)
     for axes in figure.axes:
         axes.axis("off")
+    return _rendered(figure)
+
+
+def comparison_grid(comparison: Comparison, first: str, second: str, shown: int = 32) -> Image:
+    """Return one picture (H, W, 3) of the images that one model alone reads right.
+
+    The first model's reading stands above each image and the second's below it. Half of the images shown are those
+    that the first reads, half those that the second reads, where there are so many of both.
+    """
+    ours, theirs = comparison.only_first, comparison.only_second
+    few = max(shown - len(theirs), shown // 2)
+    places = ours[:few] + theirs[: shown - len(ours[:few])]
+    rows = max(1, -(-len(places) // COLUMNS))
+    figure = Figure(figsize=(2.6 * COLUMNS, 1.7 * rows), dpi=80, layout=ConstrainedLayoutEngine(h_pad=0.12))
+    grid = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    for axes, place in zip(grid, places, strict=False):
+        sample = comparison.first.samples[place]
+        axes.imshow(sample.image)
+        for name, evaluation, write in (
+            (first, comparison.first, axes.set_title),
+            (second, comparison.second, axes.set_xlabel),
+        ):
+            read = evaluation.predictions[place]
+            mark, colour = ("✓", RIGHT) if read == sample.text else ("✗", WRONG)
+            write(_plain(f"{mark} {name}: {read or '(nothing)'}"), color=colour, fontsize=10)
+    for axes in figure.axes:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    if not places:
+        figure.text(0.5, 0.5, "no image is read right by one of the two alone", ha="center", va="center", color=RIGHT)
     return _rendered(figure)
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from captcha.data.samples import Sample
-from captcha.evaluation.metrics import character_error_rate, exact_match, wilson_interval
+from captcha.evaluation.metrics import character_error_rate, exact_match, mcnemar, wilson_interval
 from captcha.reading.ctc import text_log_probability
 from captcha.reading.recognizer import Reading, Recognizer
 
@@ -100,6 +100,44 @@ class Evaluation:
     def _part(self, kept: Iterable[bool]) -> "Evaluation":
         of_it = [i for i, keep in enumerate(kept) if keep]
         return Evaluation([self.samples[i] for i in of_it], [self.readings[i] for i in of_it], math.nan)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two models read of the same images, in the same order."""
+
+    first: Evaluation
+    second: Evaluation
+
+    @property
+    def only_first(self) -> list[int]:
+        """The places of the images that the first reads right and the second wrong."""
+        return [i for i, right in enumerate(self._right()) if right == (True, False)]
+
+    @property
+    def only_second(self) -> list[int]:
+        """The places of the images that the second reads right and the first wrong."""
+        return [i for i, right in enumerate(self._right()) if right == (False, True)]
+
+    @property
+    def both(self) -> int:
+        """How many images both read right."""
+        return self._right().count((True, True))
+
+    @property
+    def neither(self) -> int:
+        """How many images both read wrong."""
+        return self._right().count((False, False))
+
+    @property
+    def p(self) -> float:
+        """The exact McNemar p: how probable such a difference is if the two are equally good."""
+        return mcnemar(len(self.only_first), len(self.only_second))
+
+    def _right(self) -> list[tuple[bool, bool]]:
+        references = self.first.references
+        texts = zip(self.first.predictions, self.second.predictions, references, strict=True)
+        return [(first == reference, second == reference) for first, second, reference in texts]
 
 
 def evaluate(recognizer: Recognizer, samples: Sequence[Sample]) -> Evaluation:

@@ -145,7 +145,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
             log_weights(kept.checkpoint.to_bytes())
             log_seen(kept.seen)
             model = kept.checkpoint.model()
-            evaluation = training.log_recognizer(model, split, example, kept.seen, kept.number, inputs["test"])
+            evaluation = training.log_recognizer(model, split, example, kept.seen, kept.number, inputs)
             name, version, message = register(run.info.run_id, settings.name)
     return AdaptOutcome(
         run_id=run.info.run_id,

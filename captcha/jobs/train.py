@@ -22,7 +22,7 @@ from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import TrainSettings, project_root
 from captcha.tracking.descriptions import COLOUR, COLOURS, describe_training, run_name
-from captcha.tracking.models import Parent, load_parent, log_model, log_seen, log_weights
+from captcha.tracking.models import Parent, link_metrics, load_parent, log_model, log_seen, log_weights
 from captcha.tracking.records import (
     ImageSet,
     log_facts,
@@ -183,7 +183,7 @@ def learn(
     log_weights(Checkpoint.of(fitted.model).to_bytes())
     seen = SeenPixels.of(batches.learned_from, [*batches.folder, *split.validation], parent[0].seen if parent else None)
     log_seen(seen)
-    evaluation = log_recognizer(fitted.model, split, example, seen, fitted.epoch, images["test"])
+    evaluation = log_recognizer(fitted.model, split, example, seen, fitted.epoch, images)
     assert evaluation  # a split has a test part
     mlflow.log_figure(learning_curves(fitted.history), "learning_curves.png")
     return evaluation
@@ -388,12 +388,12 @@ def _warn(warning: str | None) -> None:
 
 
 def log_recognizer(
-    model: Crnn, split: Split, example: Path, seen: SeenPixels, step: int, images: ImageSet
+    model: Crnn, split: Split, example: Path, seen: SeenPixels, step: int, images: Mapping[str, ImageSet]
 ) -> Evaluation | None:
     """Export the model, check it on the validation images, log it, and test it where there are test images.
 
-    `step` is that of the metrics which the model has earned, `images` the test side as MLflow knows it. Images that
-    training has seen are put apart.
+    `step` is that of the metrics which the model has earned, `images` the sides of the split as MLflow knows
+    them. Images that training has seen are put apart.
 
     Of the test images, those that its training saw are put apart.
 
@@ -408,11 +408,12 @@ def log_recognizer(
         if difference := disagreement(torch_recognizer(model), recognizer, split.validation):
             raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
         log_facts({f"sha256.{name}": digest for name, digest in digests.items()})
-        model_id = log_model(folder, example.read_bytes(), step).model_id
+        model_id = log_model(folder, example.read_bytes(), step)
+        link_metrics(model_id, step, images["validation"])
         tested = [*split.test, *split.seen]
         evaluation = evaluate(recognizer, tested).put_apart(seen.among(tested)) if tested else None
         if evaluation:
-            log_test(evaluation, "test", model_id, images)
+            log_test(evaluation, "test", model_id, images["test"])
             log_overlap(evaluation)
     describe_run()
     return evaluation

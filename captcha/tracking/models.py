@@ -4,7 +4,6 @@ import base64
 import hashlib
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,16 +13,18 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, Run
+from mlflow.data.dataset import Dataset
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Run
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.models.model import ModelInfo
+from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 import captcha
 from captcha.data.seen import SeenError, SeenPixels
 from captcha.reading.recognizer import ARTIFACT, Recognizer
+from captcha.settings import CHAMPION, CHAMPION_URI, MODEL_NAME
 from captcha.tracking.naming import meant
 from captcha.tracking.runs import RegistryError, connect
 
@@ -35,6 +36,10 @@ SEEN_FILE = "training_pixels.npy"
 
 SEEN_TAG, UNKNOWN_TAG = "training_pixels", "training_pixels_unknown"
 """Tags of a run: how many images these are; the model that it was started from, where nobody noted that one's."""
+
+RUN_URI = re.compile(r"runs:/(\w+)")
+VERSION_URI = re.compile(r"models:/([^/@]+)(?:@(.+)|/(\d+))")
+"""Its groups are the name, the alias and the number; one of the last two is None."""
 
 SERVED_PACKAGES = ("mlflow", "onnxruntime", "numpy", "opencv-python-headless", "pillow")
 """What `captcha.reading` imports, and pandas, which comes with mlflow."""
@@ -184,16 +189,79 @@ def _weights(uri: str, run: Run) -> bytes:
 
 def _run_behind(client: MlflowClient, uri: str) -> tuple[str, str]:
     """Return the URI with any alias resolved, and the id of the run that trained the model."""
-    if match := re.fullmatch(r"runs:/(\w+)", uri):
+    if match := RUN_URI.fullmatch(uri):
         return uri, match[1]
-    match = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
+    match = VERSION_URI.fullmatch(uri)
     if not match:
         raise RegistryError(f"{uri!r} names no model: {meant(uri)}")
-    name, alias, number = match.groups()
-    version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    version = _registered(client, *match.groups())
     if not version.run_id:
         raise RegistryError(f"{uri}: the registry does not know which run trained it; name another")
-    return f"models:/{name}/{version.version}", version.run_id
+    return version_uri(version), version.run_id
+
+
+def _registered(client: MlflowClient, name: str, alias: str | None, number: str) -> ModelVersion:
+    return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+
+
+def version_uri(version: ModelVersion) -> str:
+    """Return models:/NAME/VERSION."""
+    return f"models:/{version.name}/{version.version}"
+
+
+def find(client: MlflowClient, named: str) -> ModelVersion | Run:
+    """Return the version or the run that a person names.
+
+    A version is named by its number or `champion`, both of the default model name, by NAME/VERSION or NAME@ALIAS with
+    `models:/` before it or without; a run by its id, with `runs:/` before it or without.
+
+    Raises:
+        RegistryError: there is none of that name; the line says which there are.
+    """
+    uri = _uri_of(named)
+    if match := RUN_URI.fullmatch(uri):
+        try:
+            return client.get_run(match[1])
+        except MlflowException as error:
+            raise RegistryError(f"{named}: {first_line(error)}") from None
+    if not (match := VERSION_URI.fullmatch(uri)):
+        raise RegistryError(
+            f"{named!r} names no version and no run: use a version's number, {CHAMPION}, NAME@ALIAS, NAME/VERSION or "
+            "the id of a run"
+        )
+    try:
+        return _registered(client, *match.groups())
+    except MlflowException:
+        raise RegistryError(_what_there_is(client, *match.groups())) from None
+
+
+def _uri_of(named: str) -> str:
+    if named == CHAMPION:
+        return CHAMPION_URI
+    if re.fullmatch(r"\d{1,9}", named):
+        return f"models:/{MODEL_NAME}/{named}"
+    if re.fullmatch(r"[0-9a-f]{32}", named):
+        return f"runs:/{named}"
+    return named if named.startswith(("models:/", "runs:/")) else f"models:/{named}"
+
+
+def _what_there_is(client: MlflowClient, name: str, alias: str | None, number: str) -> str:
+    """Return the line that says which versions and aliases there are in place of one that there is not."""
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException:
+        return no_model(name)
+    numbers = sorted(int(version.version) for version in mlflow.search_model_versions(filter_string=f"name = '{name}'"))
+    versions = f"its versions are {', '.join(map(str, numbers))}" if numbers else "it has no versions at all"
+    aliases = "".join(f", {version} is {alias}" for alias, version in sorted(model.aliases.items()))
+    return f"{name} has no {f'alias {alias}' if alias else f'version {number}'}: {versions}{aliases}"
+
+
+def no_model(name: str) -> str:
+    """Return the line that says which models are registered, where there is none of this name."""
+    others = [model.name for model in mlflow.search_registered_models()]
+    known = f"the registered ones are {', '.join(others)}" if others else "none is registered yet, train one first"
+    return f"there is no registered model {name}: {known}"
 
 
 def log_weights(content: bytes) -> None:
@@ -236,35 +304,57 @@ def load_seen(run: Run, model: str) -> SeenPixels:
     return seen
 
 
-def log_model(recognizer: Path, example: bytes, step: int) -> ModelInfo:
-    """Log the recogniser in a folder to the active run, under its name, as a model that MLflow can serve.
+def log_model(recognizer: Path, example: bytes, step: int) -> str:
+    """Log the recogniser in a folder to the active run as a model that MLflow can serve, and return the model's id.
 
-    The folder must be named `ARTIFACT`: the model keeps it in `artifacts/` under its own name.
-    `example` is an image file's content, for the model's input example. The model's page shows the metrics that the
-    run has at `step`, the epoch that the weights are of.
+    The folder must be named `ARTIFACT`: the model keeps it in `artifacts/` under its own name. `example` is an image
+    file's content, for the model's input example. `step` is the epoch, or the round, that the weights are of.
     """
-    run = mlflow.active_run()
-    assert run
+    active = mlflow.active_run()
+    assert active
+    client, run = MlflowClient(), mlflow.get_run(active.info.run_id)
+    model = client.create_logged_model(
+        run.info.experiment_id,
+        name=re.sub(r"[/:.%\"']", "-", run.info.run_name),  # MLflow allows these in no model's name
+        source_run_id=run.info.run_id,
+        params=run.data.params,
+    )
     package = Path(captcha.__file__).parent
     with tempfile.TemporaryDirectory() as temporary:
         code = Path(temporary) / package.name
         shutil.copytree(package / "reading", code / "reading", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(package / "__init__.py", code)
-        paths = list(sys.path)
-        info: ModelInfo = mlflow.pyfunc.log_model(
-            name=re.sub(r"[/:.%\"']", "-", run.info.run_name),  # MLflow allows these in no model's name
-            step=step,
+        mlflow.pyfunc.save_model(
+            Path(temporary) / "model",
             python_model=str(package / "reading" / "serving.py"),
             code_paths=[str(code)],
             artifacts={ARTIFACT: str(recognizer)},
             signature=SIGNATURE,
             input_example=pd.DataFrame({"image": [base64.b64encode(example).decode()]}),
             pip_requirements=[f"{each}=={version(each)}" for each in SERVED_PACKAGES],
+            mlflow_model=Model(run_id=run.info.run_id, model_id=model.model_id),
         )
-        # MLflow has tried the example and left the model's copy of this package on the path: processes that are
-        # started later would import that one.
-        sys.path[:] = paths
-    return info
+        client.log_model_artifacts(model.model_id, str(Path(temporary) / "model"))
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step)])
+    return model.model_id
+
+
+def link_metrics(model_id: str, step: int, dataset: Dataset) -> None:
+    """Show on a model's page the metrics that its run has at a step, those of validation beside their data set.
+
+    `mlflow.pyfunc.log_model` would show all that the run has there: the processor's load first, and no data set.
+    """
+    client = MlflowClient()
+    run = client.get_run(str(client.get_logged_model(model_id).source_run_id))
+    shown = []
+    for key in run.data.metrics:
+        name, digest = (dataset.name, dataset.digest) if key.startswith("val/") else (None, None)
+        for each in client.get_metric_history(run.info.run_id, key) if not key.startswith("system/") else ():
+            if each.step == step and each.model_id is None:  # the same point, so that the run gets none twice
+                point = (key, each.value, each.timestamp, step)
+                shown.append(Metric(*point, model_id, name, digest, run.info.run_id))
+    client.log_batch(run.info.run_id, metrics=shown)
 
 
 def fact(run: Run, name: str) -> str:

@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from captcha.reading.recognizer import MODEL_FILE
 from captcha.settings import CHAMPION, MODEL_NAME_PATTERN
 from captcha.tracking.card import write_card
+from captcha.tracking.champion import move
 from captcha.tracking.descriptions import describe_training, measured, percent
 from captcha.tracking.models import fact, first_line, logged_model
 from captcha.tracking.runs import RegistryError, connect
@@ -88,7 +89,7 @@ def _promote(client: MlflowClient, name: str, version: ModelVersion) -> str:
     try:
         champion = client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException:
-        client.set_registered_model_alias(name, CHAMPION, number)
+        move(client, name, number, f"the first {CHAMPION}")
         return f"{name} version {number} registered, the first {CHAMPION}"
     old = champion.tags
     if "exact_match" not in new:
@@ -96,8 +97,9 @@ def _promote(client: MlflowClient, name: str, version: ModelVersion) -> str:
     if old.get("test_digest") != new.get("test_digest"):
         reason = f"version {champion.version} stays {CHAMPION}: the two were tested on different images"
     elif float(new["exact_match"]) > float(old["exact_match"]):
-        client.set_registered_model_alias(name, CHAMPION, number)
-        reason = f"the new {CHAMPION}: {new['exact_match']} in place of {old['exact_match']} on the same test"
+        better = f"{new['exact_match']} in place of {old['exact_match']} on the same test"
+        move(client, name, number, better)
+        reason = f"the new {CHAMPION}: {better}"
     else:
         reason = f"version {champion.version} stays {CHAMPION}: {old['exact_match']} on the same test"
     return f"{name} version {number} registered with {new['exact_match']} exact match; {reason}"

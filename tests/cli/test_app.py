@@ -18,15 +18,18 @@ from mlflow.exceptions import MlflowException
 from captcha import __version__
 from captcha.cli import app as cli
 from captcha.cli import commands
-from captcha.jobs import evaluate, predict, train
+from captcha.jobs import compare, evaluate, predict, train
+from captcha.jobs.compare import CompareOutcome, Differing
 from captcha.jobs.evaluate import EvaluateOutcome
 from captcha.jobs.train import TrainOutcome
 from captcha.reading import recognizer
 from captcha.reading.images import ImageError
 from captcha.reading.recognizer import Reading
 from captcha.settings import TrainSettings
-from captcha.tracking import registry
+from captcha.tracking import champion, registry, versions
+from captcha.tracking.champion import Move
 from captcha.tracking.runs import RegistryError
+from captcha.tracking.versions import Difference, Known, Measured, Version
 
 HEAVY = ("torch", "mlflow", "pandas", "cv2", "onnxruntime", "matplotlib", "rich")
 FIGURES = {"exact_match": 0.99, "exact_match_low": 0.95, "exact_match_high": 0.998, "cer": 0.002, "n": 100, "wrong": 1}
@@ -71,7 +74,10 @@ def test_a_shell_can_complete_commands_and_options() -> None:
     assert done.stdout.split() == ["train"]
 
 
-@pytest.mark.parametrize("command", ["", "train", "adapt", "budget", "evaluate", "predict", "register", "check"])
+REGISTRY = ("models", "show", "compare", "register", "promote", "rollback")
+
+
+@pytest.mark.parametrize("command", ["", "train", "adapt", "budget", "evaluate", "predict", "check", *REGISTRY])
 def test_help_imports_nothing_heavy(command: str) -> None:
     code = f"""
 import sys
@@ -215,6 +221,136 @@ def test_register_prints_what_was_done(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert run("register", "abc") == 0
     assert run("register", "abc", "--name", "other") == 0
     assert capsys.readouterr().out == "captcha-crnn 3 from abc\nother 3 from abc\n"
+
+
+TEST = Measured("folder", 0.99, 0.95, 0.998, 0.002, 100)
+THIRD = Version("captcha-crnn", 3, ["best", "champion"], TEST, 4_171_401, "2026-01-31")
+UNTESTED = Version("another", 12, [], None, None, "2026-01-30")
+
+
+def test_models_are_a_table(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    rows = [UNTESTED, THIRD]
+    monkeypatch.setattr(versions, "versions", lambda name: [row for row in rows if name in (None, row.name)])
+    assert run("models") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "model         version  aliases         exact match  95 % interval     images  tested on  size    registered",
+        "another       12                                                                                 2026-01-30",
+        "captcha-crnn  3        best, champion  99.00%       95.00% to 99.80%  100     folder     4.2 MB  2026-01-31",
+    ]
+    assert run("models", "captcha-crnn", "--json") == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["version"], row["aliases"], row["test"]["low"], row["bytes"]) == (3, THIRD.aliases, 0.95, 4171401)
+    assert run("models", "nobody") == 0
+    assert capsys.readouterr().out == "no model is registered yet: captcha train registers one\n"
+
+
+def test_what_is_known_of_a_version_is_a_line_for_each_thing(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    known = Known(
+        run_id="abc",
+        run_name="a name",
+        status="FINISHED",
+        job="train",
+        versions=[THIRD],
+        settings={"data": "folder", "epochs": "6", "backbone": "compact"},
+        data="folder",
+        backbone="compact",
+        vocabulary=None,
+        parent="models:/captcha-crnn/1",
+        test=TEST,
+        metrics={"val/loss": 0.5},
+        evaluations=[Measured("other", 0.5, None, None, None, None, "def", "2026-02-01")],
+        moves=["2026-01-31 23:59:59 UTC promoted 1 → 3: better"],
+        links=["http://host/page"],
+    )
+    monkeypatch.setattr(versions, "show", lambda named: known)
+    assert run("show", "champion") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "version       captcha-crnn 3, best, champion, registered 2026-01-31, 4.2 MB",
+        "run           abc, a name, FINISHED",
+        "test          exact match 99.00% (95.00% to 99.80%) of 100 images of folder, character error rate 0.20%",
+        "evaluated     exact match 50.00% on other; 2026-02-01, run def",
+        "data          folder",
+        "settings      epochs 6, backbone compact",
+        "started from  models:/captcha-crnn/1",
+        "backbone      compact",
+        "champion      2026-01-31 23:59:59 UTC promoted 1 → 3: better",
+        "page          http://host/page",
+    ]
+    assert run("show", "3", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["run_id"], shown["settings"]["epochs"], shown["metrics"]) == ("abc", "6", {"val/loss": 0.5})
+
+
+def test_two_versions_stand_side_by_side(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    same = Difference({"seed": ("0", "1"), "recipe.x": (None, "2")}, {"test/cer": (0.0, 0.123456)}, True)
+    found = [same, Difference({}, {}, False), same]
+    monkeypatch.setattr(versions, "differences", lambda first, second: found.pop(0))
+    assert run("compare", "2", "champion") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "setting   2  champion",
+        "seed      0  1",
+        "recipe.x     2",
+        "",
+        "metric, last value  2  champion",
+        "test/cer            0  0.1235",
+    ]
+    assert run("compare", "2", "champion") == 0
+    printed = capsys.readouterr().out
+    assert "(all are the same)" in printed
+    assert printed.endswith("\nThe two were tested on different images: compare them on a folder, DIR.\n")
+    assert run("compare", "2", "champion", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["settings"] == {"seed": ["0", "1"], "recipe.x": [None, "2"]}
+
+
+def test_a_comparison_on_a_folder_prints_counts_p_and_what_differs(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
+) -> None:
+    images = [Differing("x.png", "00042", "00042", ""), *(Differing(f"{i}.png", "b", "a", "b") for i in range(22))]
+    outcome = CompareOutcome(
+        "abc", ("v2", "v3"), ("models:/m/2", "models:/m/3"), (0.5, 0.71), 49, 1, 22, 28, 0.00123456, images
+    )
+    asked: list[object] = []
+
+    def stand_in(*arguments: object) -> CompareOutcome:
+        asked.append(arguments)
+        return outcome
+
+    monkeypatch.setattr(compare, "compare", stand_in)
+    assert run("compare", "2", "m@best", str(tmp_path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:9] == [
+        "          v3 right  v3 wrong",
+        "v2 right  49        1",
+        "v2 wrong  22        28",
+        "",
+        "exact match: v2 50.00%, v3 71.00%; exact McNemar p = 0.00123",
+        "",
+        "file    label  v2     v3",
+        "x.png   00042  00042  (nothing)",
+        "0.png   b      a      b",
+    ]
+    assert lines[-3:] == ["and 3 more", "", "the table and a picture are in run abc: compare.json, compare.png"]
+    assert run("compare", "2", "m@best", str(tmp_path), "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["p"], len(printed["images"]), printed["images"][0]["label"]) == (0.00123456, 23, "00042")
+    assert asked == [("2", "m@best", str(tmp_path))] * 2
+    assert run("compare", "2", "3", str(tmp_path / "none")) == 2
+    assert capsys.readouterr().err == f"captcha: Invalid value for 'DIR': no such folder: {tmp_path / 'none'}\n"
+
+
+def test_a_move_of_the_champion_is_one_line_from_and_to(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(champion, "promote", lambda named, reason: ("m", Move("", None, int(named), reason)))
+    monkeypatch.setattr(champion, "rollback", lambda name, reason: (name, Move("", 3, 2, reason, True)))
+    assert run("promote", "3") == 0
+    assert run("promote", "3", "--reason", "it is smaller") == 0
+    assert run("rollback") == 0
+    assert run("rollback", "--name", "m", "--reason", "it misreads m") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "m: the champion has moved, none → version 3",
+        "m: the champion has moved, none → version 3 (it is smaller)",
+        "captcha-crnn: the champion has moved back, version 3 → version 2",
+        "m: the champion has moved back, version 3 → version 2 (it misreads m)",
+    ]
 
 
 def test_check_counts_and_ends_with_1_on_an_error(capsys: Capture, captcha_folder: Path) -> None:

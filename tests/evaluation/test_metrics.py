@@ -1,5 +1,6 @@
 from collections import Counter
 from functools import cache
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from captcha.evaluation.metrics import (
     character_error_rate,
     edit_distance,
     exact_match,
+    mcnemar,
     wilson_interval,
 )
 
@@ -141,3 +143,24 @@ def test_metrics_refuse_nothing_and_unequal_counts(metric: object) -> None:
         metric([], [])
     with pytest.raises(ValueError, match="1 predictions, but 2 references"):
         metric(["a"], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second"), [(0, 0), (1, 0), (3, 3), (0, 6), (9, 2), (10, 30), (400, 460), (1200, 900)]
+)
+def test_mcnemar_is_the_two_sided_binomial_test_of_fair_coins(only_first: int, only_second: int) -> None:
+    n = only_first + only_second
+    expected = binomtest(only_first, n).pvalue if n else 1
+    assert mcnemar(only_first, only_second) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_mcnemar_counts_the_falls_of_coins_that_are_at_least_as_uneven(n: int) -> None:
+    falls = [sum(coins) for coins in product((0, 1), repeat=n)]
+    for heads in range(n + 1):
+        as_uneven = sum(abs(2 * each - n) >= abs(2 * heads - n) for each in falls)
+        assert mcnemar(heads, n - heads) == as_uneven / 2**n
+
+
+def test_mcnemar_by_hand() -> None:
+    assert mcnemar(1, 5) == 2 * (1 + 6) / 64

@@ -11,12 +11,13 @@ from captcha.evaluation import plots as pictures
 from captcha.evaluation.plots import (
     BudgetPoint,
     budget_figure,
+    comparison_grid,
     confusion_figure,
     learning_curves,
     mistake_grid,
     prediction_grid,
 )
-from captcha.evaluation.results import Evaluation
+from captcha.evaluation.results import Comparison, Evaluation
 from captcha.reading.recognizer import Reading
 
 # What matplotlib reads as mathematics, what its font lacks, what is not printed.
@@ -74,6 +75,43 @@ def test_each_image_stands_under_what_was_read_and_how_surely_and_a_mistake_unde
     prediction_grid(made([("abc", "abc"), ("abc", "abd"), ("abc", "")]))
     titles = [axes.get_title() for axes in figures[0].axes]
     assert titles == ["✓ abc  50%", "✗ abd ≠ abc  50%", "✗ (nothing) ≠ abc  50%", ""]
+
+
+def compared(readings: Sequence[tuple[str, str]]) -> Comparison:
+    """A comparison of two models on images labelled abc, by what each of the two reads."""
+    first, second = (made([("abc", pair[i]) for pair in readings]) for i in (0, 1))
+    return Comparison(first, second)
+
+
+def test_each_image_on_which_two_models_differ_stands_between_their_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures, "_rendered", figures.append)
+    comparison_grid(compared([("abc", "abc"), ("x", "abc"), ("abc", ""), ("y", "z")]), "v2", "v3")
+    shown = [(axes.get_title(), axes.get_xlabel()) for axes in figures[0].axes]
+    assert shown == [("✓ v2: abc", "✗ v3: (nothing)"), ("✗ v2: x", "✓ v3: abc"), ("", ""), ("", "")]
+    [held] = figures[0].axes[0].images
+    assert np.array_equal(held.get_array(), made([("abc", "abc")] * 4).samples[2].image)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "of_ours", "of_theirs"), [(40, 40, 16, 16), (40, 3, 29, 3), (3, 40, 3, 29), (5, 7, 5, 7)]
+)
+def test_where_not_all_can_be_shown_both_models_have_their_share(
+    ours: int, theirs: int, of_ours: int, of_theirs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures, "_rendered", figures.append)
+    comparison_grid(compared([("abc", "x")] * ours + [("x", "abc")] * theirs), "a", "b")
+    titles = [axes.get_title() for axes in figures[0].axes]
+    assert (titles.count("✓ a: abc"), titles.count("✗ a: x")) == (of_ours, of_theirs)
+
+
+def test_the_two_readings_have_their_colours_and_no_difference_is_said() -> None:
+    green, red = green_and_red(comparison_grid(compared([("abc", "x")] * 4), "a", "b"))
+    assert min(green, red) > 50
+    green, red = green_and_red(comparison_grid(compared([("abc", "abc")]), "a", "b"))
+    assert green > 50
+    assert red == 0
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from captcha.data.samples import Sample
 from captcha.evaluation.metrics import wilson_interval
-from captcha.evaluation.results import LOG_PROBS_TOLERANCE, Evaluation, disagreement, evaluate
+from captcha.evaluation.results import LOG_PROBS_TOLERANCE, Comparison, Evaluation, disagreement, evaluate
 from captcha.reading.recognizer import Reading, Recognizer, RecognizerError
 from captcha.reading.vocabulary import Vocabulary
 
@@ -183,3 +183,14 @@ def test_an_engine_that_gives_no_numbers_does_not_agree() -> None:
         disagreement(recognizer(), off_by(math.nan), [sample("ab", 0)])
     line = disagreement(recognizer(), off_by(-math.inf), [sample("ab", 0)])
     assert line is not None
+
+
+def test_two_models_are_compared_image_by_image() -> None:
+    labels = ["a", "b", "c", "d", "e", "f"]
+    first = made(list(zip(labels, ["a", "b", "x", "d", "x", "y"], strict=True)))
+    second = made(list(zip(labels, ["a", "x", "c", "x", "x", "z"], strict=True)))
+    comparison = Comparison(first, second)
+    assert (comparison.only_first, comparison.only_second) == ([1, 3], [2])
+    assert (comparison.both, comparison.neither) == (1, 2)
+    assert comparison.p == 1  # 2 of 3 coins: at least as uneven is every fall
+    assert Comparison(made([("a", "a")] * 6), made([("a", "b")] * 6)).p == 2 / 64

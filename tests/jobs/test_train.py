@@ -225,8 +225,10 @@ def test_the_models_page_has_the_metrics_of_the_epoch_kept_its_data_sets_and_its
     assert epoch > 0
     for key in ("val/loss", "val/exact_match", "val/cer"):
         history = MlflowClient().get_metric_history(run.info.run_id, key)
-        assert shown[key, None] == {entry.step: entry.value for entry in history}[epoch]
+        assert shown[key, "two digits-validation"] == {entry.step: entry.value for entry in history}[epoch]
+        assert len(history) == EPOCHS + 1  # linked, not logged once more
     assert shown["test/exact_match", "two digits-test"] == run.data.metrics["test/exact_match"]
+    assert not any(key.startswith("system/") for key, _ in shown)
 
 
 def test_the_best_model_is_found_by_its_validation(trained: Trained, gone_on: Trained) -> None:
@@ -424,7 +426,7 @@ def test_training_evaluate_and_predict_give_the_same_texts(
 
     assert lines == []
     assert measured.metrics == measured.metrics_of_all == trained.outcome.metrics
-    assert measured.data_digest == trained.run.data.params["test_digest"]
+    assert measured.data_digest == trained.run.data.tags["test_digest"]
     assert (measured.overlap, measured.unknown) == (0, None)
     run = latest_run()
     assert run.info.run_id == measured.run_id
@@ -512,7 +514,7 @@ def test_the_run_and_the_version_tell_what_they_went_on_from(trained: Trained, g
 @pytest.mark.parametrize(
     ("chosen", "line"),
     [
-        ({"init": "models:/nobody@champion"}, r"models:/nobody@champion: [^\n]*; train one first, or name another"),
+        ({"init": "models:/nobody@champion"}, r"'models:/nobody@champion' names no model: [^\n]*"),
         (
             {"init": "models:/two-digits/1", "height": 48},
             "models:/two-digits/1 is compact for height 32, not compact for 48: "
@@ -572,9 +574,7 @@ def test_a_model_keeps_the_pixels_that_its_training_and_those_before_it_saw(trai
     assert trained.run.data.tags["training_pixels"] == str(len(seen)) == "91"
     assert trained.run.data.tags["overlap"] == "0"
     description = MlflowClient().get_model_version("two-digits", "1").description
-    assert str(description).endswith(
-        f"on {len(parts.test)} test images, none of which is among the 91 images that training saw."
-    )
+    assert str(description).endswith(" None of the test images is among the 91 images that training saw.")
 
 
 def test_drawn_images_that_were_learned_from_are_kept_each_by_its_pixels(
@@ -615,16 +615,16 @@ def test_a_test_on_images_that_the_model_started_from_saw_is_refused_or_leaves_t
     outcome = train(asked.model_copy(update={"allow_overlap": True}), quick)
     assert (outcome.metrics["n"], outcome.metrics_of_all["n"]) == (len(unseen), len(now.test))
     run = mlflow.get_run(outcome.run_id)
-    assert run.data.metrics["test/n"] == len(unseen)
-    assert run.data.params["test_images"] == str(len(unseen))
-    assert run.data.params["test_digest"] == digest([s for s in now.test if pixel_key(s.digest) in unseen])
+    assert run.data.tags["test_images"] == str(len(unseen))
+    assert run.data.tags["test_digest"] == digest([s for s in now.test if pixel_key(s.digest) in unseen])
     assert run.data.tags["overlap"] == str(overlap)
     right = round(outcome.metrics_of_all["exact_match"] * len(now.test) - outcome.metrics["exact_match"] * len(unseen))
     assert run.data.tags["overlap_right"] == str(right)
     everything = keys_of([*before.train, *before.validation, *now.train, *now.validation])
     assert set(load_seen(run, "it").keys.tolist()) == everything  # what the first model saw is inherited
     description = str(MlflowClient().get_model_version("overlapping", "1").description)
-    assert f"on {len(unseen)} test images, none of which is among the {len(everything)} images" in description
+    assert f"of {len(unseen)} test images read exactly" in description
+    assert f"None of the test images is among the {len(everything)} images" in description
     assert f"({overlap} that training saw are left out; {right} of those are right)" in description
     assert f"these and those left out, {overlap} that training saw: " in train_summary(outcome)
 

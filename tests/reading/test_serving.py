@@ -73,9 +73,9 @@ def model_folder(workplace: Path) -> Path:
     save_recognizer(workplace / "recognizer", model, Vocabulary("abc"), HEIGHT)
     experiment = mlflow.MlflowClient().create_experiment("serving")
     with mlflow.start_run(experiment_id=experiment):
-        logged = log_model(workplace / "recognizer", png("abc"), step=0)
+        model_id = log_model(workplace / "recognizer", png("abc"), step=0)
     (workplace / "recognizer" / "model.onnx").unlink()  # the model must not need what it was made from
-    return Path(mlflow.artifacts.download_artifacts(logged.model_uri))
+    return Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
 
 
 @pytest.fixture(scope="module")

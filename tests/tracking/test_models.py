@@ -65,10 +65,10 @@ def test_the_registered_recognizer_is_the_one_that_was_logged(tmp_path: Path) ->
         mlflow.log_metrics({"test/cer": 0.0, "test/n": 1})
         mlflow.set_tag("sha256.model.onnx", "0123")
         paths = list(sys.path)
-        info = log_model(tmp_path / "recognizer", EXAMPLE, step=0)
-        assert sys.path == paths  # MLflow tries the model out, and would leave its copy of this package on the path
+        model_id = log_model(tmp_path / "recognizer", EXAMPLE, step=0)
+        assert sys.path == paths  # MLflow puts a copy of this package there where it tries a model out
     assert register(run.info.run_id, "logged")[1] == 1
-    for uri in ("models:/logged@champion", "models:/logged/1", f"runs:/{run.info.run_id}", info.model_uri):
+    for uri in ("models:/logged@champion", "models:/logged/1", f"runs:/{run.info.run_id}", f"models:/{model_id}"):
         recognizer = load_recognizer(uri)
         assert (recognizer.vocabulary.characters, recognizer.height) == ("a", 16)
         assert [reading.text for reading in recognizer.read([np.zeros((20, 50, 3), np.uint8)])] == [""]

@@ -1,0 +1,144 @@
+"""The champion of a registered model: the alias `champion`, how it moves, and the history of its moves."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Self
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from captcha.settings import CHAMPION
+from captcha.tracking.card import write_card
+from captcha.tracking.models import find, no_model
+from captcha.tracking.runs import RegistryError, connect
+
+HISTORY_TAG = "champion_history"
+"""The registered model's tag that holds the moves, a line each, the latest first."""
+
+MOVES_KEPT, REASON_LENGTH = 20, 150
+"""Bounds of the history: a tag of the registry holds 5,000 characters."""
+
+_PROMOTED, _ROLLED_BACK = "promoted", "rolled back"
+_LINE = re.compile(rf"(.+ UTC) ({_PROMOTED}|{_ROLLED_BACK}) (none|\d+) → (\d+)(?:: (.*))?")
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move of the alias, from a version (None: there was no champion) to another."""
+
+    time: str
+    """As in 2026-01-31 23:59:59 UTC."""
+    before: int | None
+    after: int
+    reason: str
+    rollback: bool = False
+
+    @property
+    def line(self) -> str:
+        """The move as the history keeps it and a person reads it."""
+        done = _ROLLED_BACK if self.rollback else _PROMOTED
+        return f"{self.time} {done} {self.before or 'none'} → {self.after}" + (
+            f": {self.reason}" if self.reason else ""
+        )
+
+    @classmethod
+    def parse(cls, line: str) -> Self | None:
+        """Return the move that a line of the history tells, None if it tells none."""
+        if not (match := _LINE.fullmatch(line)):
+            return None
+        time, done, before, after, reason = match.groups()
+        return cls(time, None if before == "none" else int(before), int(after), reason or "", done == _ROLLED_BACK)
+
+
+def promote(named: str, reason: str = "") -> tuple[str, Move]:
+    """Make a version champion; return the registered model's name and the move.
+
+    Raises:
+        RegistryError: there is no such version, it is champion already, or the reason is too long.
+    """
+    connect()
+    client = MlflowClient()
+    found = find(client, named)
+    if not isinstance(found, ModelVersion):
+        raise RegistryError(f"{named} is a run, and a version is promoted: captcha register {named} makes it one")
+    made = move(client, found.name, found.version, reason)
+    write_card(found.name)
+    return found.name, made
+
+
+def rollback(name: str, reason: str = "") -> tuple[str, Move]:
+    """Make the version champion that was it before the present one; return the registered model's name and the move.
+
+    Raises:
+        RegistryError: the history knows of no champion before the present one, that version is no longer there, or
+            the reason is too long.
+    """
+    connect()
+    client = MlflowClient()
+    try:
+        moves, present = history(client, name), _present(client, name)
+    except MlflowException:
+        raise RegistryError(no_model(name)) from None
+    former = before(moves, present)
+    if former is None:
+        now = f"version {present} is {CHAMPION}" if present else f"there is no {CHAMPION}"
+        raise RegistryError(f"{name}: {now}, and its history knows none before: captcha promote VERSION moves it")
+    find(client, f"{name}/{former}")
+    made = move(client, name, former, reason, rollback=True)
+    write_card(name)
+    return name, made
+
+
+def move(client: MlflowClient, name: str, version: int | str, reason: str, rollback: bool = False) -> Move:
+    """Give the alias to a version and write the move into the history; return it.
+
+    Raises:
+        RegistryError: the version is champion already, or the reason is too long.
+    """
+    reason = " ".join(reason.split())
+    if len(reason) > REASON_LENGTH:
+        raise RegistryError(f"a reason has {REASON_LENGTH} characters at most, and this one has {len(reason)}")
+    present = _present(client, name)
+    if present == int(version):
+        raise RegistryError(f"{name} version {version} is {CHAMPION} already")
+    made = Move(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", present, int(version), reason, rollback)
+    # The alias first: a move that the history lacks shows in the next one, a move that was never made would not.
+    client.set_registered_model_alias(name, CHAMPION, str(version))
+    kept = [made, *history(client, name)][:MOVES_KEPT]
+    client.set_registered_model_tag(name, HISTORY_TAG, "\n".join(each.line for each in kept))
+    return made
+
+
+def history(client: MlflowClient, name: str) -> list[Move]:
+    """Return the moves that are kept, the latest first."""
+    lines = client.get_registered_model(name).tags.get(HISTORY_TAG, "").splitlines()
+    return [found for line in lines if (found := Move.parse(line))]
+
+
+def before(moves: Sequence[Move], present: int | None) -> int | None:
+    """Return which version was champion before the present one, by the moves from the latest on; None if none was.
+
+    A rollback undoes the move before it, so a second one goes back further. Where the alias has been moved by other
+    means, as in MLflow's pages, that move counts too.
+    """
+    former: list[int | None] = []
+    champion: int | None = None
+    for each in reversed(moves):
+        if champion not in (None, each.before):
+            former.append(champion)
+        if not each.rollback:
+            former.append(each.before)
+        elif former:
+            former.pop()
+        champion = each.after
+    if champion not in (None, present):
+        former.append(champion)
+    return former[-1] if former else None
+
+
+def _present(client: MlflowClient, name: str) -> int | None:
+    number = client.get_registered_model(name).aliases.get(CHAMPION)
+    return None if number is None else int(number)

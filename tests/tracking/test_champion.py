@@ -1,0 +1,134 @@
+import re
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from mlflow import MlflowClient
+
+from captcha.tracking.champion import HISTORY_TAG, MOVES_KEPT, REASON_LENGTH, Move, before, history, promote, rollback
+from captcha.tracking.registry import register
+from captcha.tracking.runs import RegistryError
+
+Trained = Callable[..., str]
+
+
+def champion(name: str) -> int:
+    return int(MlflowClient().get_model_version_by_alias(name, "champion").version)
+
+
+def tag(name: str) -> str:
+    return str(MlflowClient().get_registered_model(name).tags[HISTORY_TAG])
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest, trained_run: Trained) -> str:
+    """A registered model with three versions, of which the first is champion."""
+    name = re.sub(r"\W", "-", request.node.name)
+    for match in (0.9, 0.8, 0.7):
+        register(trained_run(match), name)
+    return name
+
+
+def test_a_version_is_promoted_with_a_reason_that_the_history_keeps(name: str) -> None:
+    told, made = promote(f"{name}/3", "  smaller,\n and as good ")
+    assert (told, made.before, made.after, made.reason) == (name, 1, 3, "smaller, and as good")
+    assert champion(name) == 3
+    latest, first = tag(name).splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC promoted 1 → 3: smaller, and as good", latest)
+    assert re.fullmatch(r"[-\d]+ [:\d]+ UTC promoted none → 1: the first champion", first)
+    assert history(MlflowClient(), name)[0] == made
+
+
+def test_a_champion_that_is_beaten_after_a_training_stands_in_the_same_history(name: str, trained_run: Trained) -> None:
+    register(trained_run(0.95), name)
+    assert tag(name).splitlines()[0].endswith(" promoted 1 → 4: 0.9500 in place of 0.9000 on the same test")
+
+
+def test_each_rollback_goes_one_champion_further_back_until_there_is_none(name: str) -> None:
+    for number in (2, 3, 1):
+        promote(f"{name}@champion" if number == champion(name) else f"models:/{name}/{number}")
+    moves = [rollback(name, "it misreads m")[1] for _ in range(3)]
+    assert [(move.before, move.after) for move in moves] == [(1, 3), (3, 2), (2, 1)]
+    assert champion(name) == 1
+    assert tag(name).splitlines()[0].endswith(" rolled back 2 → 1: it misreads m")
+    told = rf"^{name}: version 1 is champion, and its history knows none before: captcha promote VERSION moves it$"
+    with pytest.raises(RegistryError, match=told):
+        rollback(name)
+
+
+def test_after_a_rollback_another_version_can_be_promoted_and_rolled_back(name: str) -> None:
+    promote(f"{name}/2")
+    rollback(name)
+    promote(f"{name}/3")
+    assert rollback(name)[1].after == 1
+
+
+def test_a_move_by_other_means_counts_too(name: str) -> None:
+    MlflowClient().set_registered_model_alias(name, "champion", "3")  # as MLflow's pages do
+    assert rollback(name)[1].after == 1
+    MlflowClient().set_registered_model_alias(name, "champion", "2")
+    promote(f"{name}/3")
+    assert [rollback(name)[1].after for _ in range(2)] == [2, 1]
+    MlflowClient().delete_registered_model_alias(name, "champion")
+    made = rollback(name)[1]
+    assert (made.before, made.after) == (None, 1)
+
+
+def test_the_history_is_bounded_and_still_leads_back(name: str) -> None:
+    long = "x" * REASON_LENGTH
+    for step in range(MOVES_KEPT + 5):
+        promote(f"{name}/{2 + step % 2}", long)
+    moves = history(MlflowClient(), name)
+    assert len(moves) == MOVES_KEPT
+    assert all(later.before == earlier.after for later, earlier in pairwise(moves))
+    assert len(tag(name)) < 5000  # what MLflow's tables hold
+    with pytest.raises(RegistryError, match=rf"^a reason has {REASON_LENGTH} characters at most, and this one has "):
+        promote(f"{name}/1", long + "x")
+    with pytest.raises(RegistryError, match="a reason has"):
+        rollback(name, long + "x")
+    assert history(MlflowClient(), name) == moves
+    assert champion(name) == moves[0].after
+
+
+def test_what_else_stands_in_the_tag_is_left_out(name: str) -> None:
+    MlflowClient().set_registered_model_tag(name, HISTORY_TAG, f"a note\n{tag(name)}\n")
+    assert [move.after for move in history(MlflowClient(), name)] == [1]
+
+
+@pytest.mark.parametrize("reason", ["", "rolled back by hand 3 → 2: x", "1 → 2"])
+@pytest.mark.parametrize("rollback", [False, True])
+def test_a_line_tells_its_move(reason: str, rollback: bool) -> None:
+    for former in (None, 12):
+        made = Move("2026-01-31 23:59:59 UTC", former, 3, reason, rollback)
+        assert Move.parse(made.line) == made
+
+
+def test_without_moves_none_was_champion_before() -> None:
+    assert before([], None) is None
+    assert before([], 3) is None
+
+
+def test_a_version_that_cannot_be_promoted_is_one_line_and_moves_nothing(name: str, trained_run: Trained) -> None:
+    run_id = trained_run(0.9)
+    for named, line in {
+        f"{name}/7": f"{name} has no version 7: its versions are 1, 2, 3, 1 is champion",
+        f"{name}@best": f"{name} has no alias best: its versions are 1, 2, 3, 1 is champion",
+        f"models:/{name}/1": f"{name} version 1 is champion already",
+        run_id: f"{run_id} is a run, and a version is promoted: captcha register {run_id} makes it one",
+    }.items():
+        with pytest.raises(RegistryError, match=f"^{line}$"):
+            promote(named)
+    assert len(history(MlflowClient(), name)) == 1
+
+
+def test_a_rollback_to_a_version_that_was_deleted_names_those_that_there_are(name: str) -> None:
+    promote(f"{name}/2")
+    MlflowClient().delete_model_version(name, "1")
+    with pytest.raises(RegistryError, match=f"^{name} has no version 1: its versions are 2, 3, 2 is champion$"):
+        rollback(name)
+    assert champion(name) == 2
+
+
+def test_no_model_of_that_name_is_one_line(name: str) -> None:
+    with pytest.raises(RegistryError, match=rf"^there is no registered model nobody: the registered ones are .*{name}"):
+        rollback("nobody")
