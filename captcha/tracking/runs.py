@@ -14,6 +14,7 @@ from mlflow.entities import Run
 
 from captcha import CaptchaError
 from captcha.settings import EXPERIMENT_NAME, project_root
+from captcha.tracking.view import write_view
 
 
 class RegistryError(CaptchaError):
@@ -50,7 +51,7 @@ def tracked_run(run_name: str, nested: bool = False) -> Iterator[Run]:
     """Start a run, or resume the one that `mlflow run` has made; end it FINISHED, FAILED or KILLED.
 
     A nested run belongs to the active one, which logs the system metrics of both; others go to the experiment
-    `captcha`.
+    `captcha`, which gets the view and the note that it lacks.
     """
     if not nested:
         connect()
@@ -58,7 +59,10 @@ def tracked_run(run_name: str, nested: bool = False) -> Iterator[Run]:
         if "MLFLOW_RUN_ID" not in os.environ:
             _set_experiment()
     try:
-        yield mlflow.start_run(run_name=run_name, nested=nested, log_system_metrics=not nested)
+        run = mlflow.start_run(run_name=run_name, nested=nested, log_system_metrics=not nested)
+        if not nested:
+            write_view(run.info.experiment_id)
+        yield run
     except (KeyboardInterrupt, SystemExit):
         _end_run("KILLED")
         raise
