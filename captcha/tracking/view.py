@@ -61,7 +61,7 @@ def _saved(state: Mapping[str, Any]) -> str:
     return json.dumps({"name": VIEW, "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"})
 
 
-def _section(name: str, columns: int, height: int = 360) -> dict[str, Any]:
+def _section(name: str, columns: int, height: int) -> dict[str, Any]:
     """Return a section with so many charts beside each other, each that many pixels high."""
     return {"uuid": name, "name": name, "display": True, "columns": columns, "cardHeight": height}
 
@@ -91,8 +91,8 @@ STATE: Mapping[str, Any] = {
         "tags.`data`",
     ],
     "compareRunSections": [
-        _section("Accuracy", columns=2),
-        _section("Settings", columns=1),
+        _section("Accuracy", columns=2, height=300),
+        _section("Settings", columns=1, height=300),
         _section("Readings", columns=1, height=640),
         # MLflow puts the chart of every other metric into the section that the metric's name begins with.
         *map(_closed, ("test", "val", "train", "adapt", "budget", "eval", "Model metrics", "System metrics")),
