@@ -22,7 +22,7 @@ from mlflow.entities import Run
 from numpy.typing import NDArray
 from PIL import Image
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -128,7 +128,8 @@ def browser() -> Iterator[WebDriver]:
 
 def until(browser: WebDriver, what: Callable[[], Any]) -> Any:
     """Return the first true thing that `what` gives; the page may be redrawn meanwhile."""
-    waiting = WebDriverWait(browser, 120, ignored_exceptions=[StaleElementReferenceException])
+    redrawn = [StaleElementReferenceException, ElementClickInterceptedException]
+    waiting = WebDriverWait(browser, 120, ignored_exceptions=redrawn)
     return waiting.until(lambda _: what(), browser.current_url)
 
 
@@ -138,7 +139,11 @@ def find(browser: WebDriver, selector: str) -> list[WebElement]:
 
 
 def click(browser: WebDriver, selector: str) -> None:
-    until(browser, lambda: [find(browser, selector)[0].click()])
+    def clicked() -> bool:
+        find(browser, selector)[0].click()
+        return True
+
+    until(browser, clicked)
 
 
 def see(browser: WebDriver, *texts: str) -> str:

@@ -8,7 +8,6 @@ import pytest
 from mlflow import MlflowClient
 
 from captcha.settings import TrainSettings
-from captcha.tracking import view as module
 from captcha.tracking.runs import tracked_run
 from captcha.tracking.view import NOTE_TAG, TESTED_MLFLOW, VIEW_TAG, view_link, write_view
 
@@ -97,7 +96,7 @@ def test_what_a_person_has_changed_stays(experiment_id: str) -> None:
 
 
 def test_another_mlflow_gets_the_note_but_no_view(experiment_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.mlflow, "__version__", "3.17.3")
+    monkeypatch.setattr(mlflow, "__version__", "3.17.3")
     write_view(experiment_id)
     tags = tags_of(experiment_id)
     assert VIEW_TAG not in tags
