@@ -23,7 +23,7 @@ class CaptchaError(ValueError):
 
 
 def load(model: "str | Path") -> "Recognizer":
-    """Return the recogniser of a model; its `read` takes a path, bytes, an array (H, W, 3) RGB, a PIL image, or a list.
+    """Return the recogniser of a model; its `read` takes a path, bytes, a uint8 array, a PIL image, or a list.
 
     Args:
         model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a recogniser's folder, read without MLflow.
@@ -36,7 +36,9 @@ def load(model: "str | Path") -> "Recognizer":
         from captcha.reading.recognizer import Recognizer
 
         return Recognizer.load(Path(model))
-    if not str(model).startswith(("models:/", "runs:/")):
+    # Only MLflow knows what a name alone may mean; what has a slash in it could but be a folder.
+    names_folder = isinstance(model, Path) or not model or "/" in model or "\\" in model
+    if names_folder and not str(model).startswith(("models:", "runs:")):
         raise CaptchaError(
             f"{str(model)!r} names no model: there is no such folder; use models:/NAME@ALIAS, models:/NAME/VERSION, "
             "runs:/RUN_ID or a recogniser's folder"

@@ -30,6 +30,10 @@ StyleName = Annotated[str | None, OrNone]
 Epochs = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(description="images in a training step")]
 LearningRate = Annotated[float, Field(gt=0, le=1, description="Adam's highest learning rate")]
+OnProblems = Annotated[
+    Literal["stop", "leave-out"],
+    Field(description="what becomes of images with a problem: stop, name them and use none; leave-out, use the others"),
+]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 IMAGE_MEMORY = 500
 ImageMemory = Annotated[
@@ -53,6 +57,7 @@ class TrainSettings(Settings):
     test_data: Annotated[str | None, OrNone, NamesImages()] = Field(
         None, description="folder or draw:STYLE for the test; none: a tenth of the data"
     )
+    problems: OnProblems = "stop"
     name: ModelName = MODEL_NAME
     backbone: Backbone = Field("resnet18", description="resnet18, or compact (about 1 M parameters, for CPUs)")
     pretrained: bool = Field(False, description="start resnet18 from torchvision's ImageNet weights (downloaded)")
@@ -99,6 +104,7 @@ class AdaptSettings(Settings):
     """Settings of a self-training on images without labels."""
 
     data: Annotated[str, NamesImages()] = Field(description="folder of images; their names are not read as labels")
+    problems: OnProblems = "stop"
     model: str = Field(CHAMPION_URI, description="trained model to start from, written as for --init of train")
     drawn: StyleName = Field(
         None, description="style whose images, drawn during training, fill half of every batch; the model's own is best"
@@ -124,6 +130,7 @@ class BudgetSettings(Settings):
     """Settings of a measurement of the label budget."""
 
     data: Annotated[str, NamesImages()] = Field(description="folder of labelled images")
+    problems: OnProblems = "stop"
     labels: str = Field(
         "0,10,25,50,100,250,all", description="numbers of labels to train with; all: all but the test's"
     )

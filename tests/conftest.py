@@ -67,6 +67,23 @@ def draw_digits(draw: Draw) -> Callable[[Path, int], Path]:
     return draw_folder
 
 
+@pytest.fixture(scope="session")
+def spoil(draw: Draw) -> Callable[[Path, Path], Path]:
+    """A function that copies a folder and adds four files with a problem to the copy.
+
+    They are one picture under two labels, one that is no image, and one whose label is empty.
+    """
+
+    def copy_and_spoil(folder: Path, spoilt: Path) -> Path:
+        shutil.copytree(folder, spoilt)
+        for name, text in {"one": "1", "two": "1", " ": "2"}.items():
+            cv2.imwrite(str(spoilt / f"{name}.png"), draw(text, 48, 32)[:, :, ::-1])
+        (spoilt / "torn.png").write_bytes(b"torn")
+        return spoilt
+
+    return copy_and_spoil
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """PyTorch on one thread while a module's tests run: its small steps wait for each other on busy cores."""

@@ -174,9 +174,12 @@ class Job:
         """Return what a command prints that tracks to the same server."""
         return call(*command, cwd=cwd or self.project, MLFLOW_TRACKING_URI=self.tracking)
 
-    def run_of(self, entry_point: str) -> Run:
-        """Return the one run of an entry point in the default experiment."""
-        [run] = self.client.search_runs(["0"], f"tags.`mlflow.project.entryPoint` = '{entry_point}'")
+    def run_of(self, entry_point: str, experiment: str = "captcha") -> Run:
+        """Return the one run of an entry point in an experiment."""
+        found = self.client.get_experiment_by_name(experiment)
+        assert found
+        condition = f"tags.`mlflow.project.entryPoint` = '{entry_point}'"
+        [run] = self.client.search_runs([found.experiment_id], condition)
         return run
 
 
@@ -198,7 +201,12 @@ def job(tmp_path_factory: pytest.TempPathFactory, tracking: str, images: Path) -
     call(*command, *PARAMETERS, cwd=elsewhere, MLFLOW_TRACKING_URI=tracking)
     assert list(elsewhere.iterdir()) == []
     client = MlflowClient(tracking)
-    [run] = client.search_runs(["0"], "tags.`mlflow.project.entryPoint` = 'main'")
+    experiment = client.get_experiment_by_name("captcha")
+    assert experiment
+    [run] = client.search_runs([experiment.experiment_id], "tags.`mlflow.project.entryPoint` = 'main'")
+    [left] = client.search_runs(["0"])  # what `mlflow run` itself has made
+    assert (left.info.status, left.info.run_name) == ("FINISHED", run.info.run_name)
+    assert run.info.run_id in left.data.tags["mlflow.note.content"]
     return Job(project, tracking, client, run)
 
 
@@ -207,22 +215,22 @@ def predictions_of(client: MlflowClient, run: Run, folder: Path) -> dict[str, tu
     path = client.download_artifacts(run.info.run_id, "test_predictions.json", str(folder))
     table = json.loads(Path(path).read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    return {row["file"]: (row["prediction"], row["confidence"]) for row in rows}
+    return {Path(row["file"]).name: (json.loads(row["prediction"]), row["confidence"]) for row in rows}
 
 
 def test_the_run_holds_parameters_metrics_pictures_and_tables(job: Job, images: Path) -> None:
     assert job.run.info.status == "FINISHED"
     params, metrics = job.run.data.params, job.run.data.metrics
     assert TINY.items() <= params.items()
-    # MLflow logs what it has quoted for the shell; the tag has the folder's own name.
-    assert job.run.data.tags["data"] == str(images)
-    assert (params["data"], params["epochs"], params["vocabulary_used"]) == (f"'{images}'", "3", "0123456789")
+    tags = job.run.data.tags
+    assert (tags["data"], params["data"], params["epochs"]) == (str(images), str(images), "3")
+    assert tags["vocabulary"] == "0123456789"
     for key in ("val/loss", "val/exact_match", "val/cer"):
         assert [each.step for each in job.client.get_metric_history(job.run.info.run_id, key)] == [0, 1, 2, 3]
     for key in ("train/loss", "train/lr", "train/images_per_second", "train/epoch_seconds"):
         assert [each.step for each in job.client.get_metric_history(job.run.info.run_id, key)] == [1, 2, 3]
-    assert metrics["test/n"] == int(params["test_images"]) > 0
-    assert metrics["test/exact_match_low"] <= metrics["test/exact_match"] <= metrics["test/exact_match_high"]
+    assert int(tags["test_right"]) / int(tags["test_images"]) == metrics["test/exact_match"]
+    assert float(tags["test_low"]) <= metrics["test/exact_match"] <= float(tags["test_high"])
     assert any(key.startswith("system/") for key in metrics)
     assert job.run.inputs is not None
     assert {dataset.tags[0].value for dataset in job.run.inputs.dataset_inputs} == {"train", "validation", "test"}
@@ -237,7 +245,7 @@ def test_the_registered_version_is_the_champion_and_tells_where_it_comes_from(jo
     assert (version.version, version.run_id) == ("1", job.run.info.run_id)
     assert version.tags["data"] == str(images)
     assert f"`{images}`" in str(version.description)
-    assert version.tags["test_digest"] == job.run.data.params["test_digest"]
+    assert version.tags["test_digest"] == job.run.data.tags["test_digest"]
     assert version.tags["exact_match"] == f"{job.run.data.metrics['test/exact_match']:.4f}"
 
 
@@ -288,7 +296,19 @@ def test_the_entry_point_predict_prints_the_reading(job: Job, images: Path, tmp_
     command = (MLFLOW, "run", job.project, "--env-manager", "local", "-e", "predict", "-P", f"image={image}")
     lines = job.call(*command, cwd=tmp_path).splitlines()  # MLflow's own among them
     assert [line.startswith(f"{image}\t") for line in lines].count(True) == 1
-    assert job.run_of("predict").info.status == "FINISHED"
+    run = job.run_of("predict", "Default")
+    assert (run.info.run_name, run.info.status) == ("predict", "FINISHED")
+    assert run.data.tags["mlflow.note.content"].startswith("This command tracks nothing. `captcha predict ")
+
+
+def test_an_entry_point_that_fails_before_its_run_begins_says_so(job: Job, tmp_path: Path) -> None:
+    command = (MLFLOW, "run", job.project, "--env-manager", "local", "-P", "epochs=0", "--experiment-name", "mistakes")
+    variables = {"MLFLOW_TRACKING_URI": job.tracking}
+    done = subprocess.run(command, cwd=tmp_path, env=environment(**variables), capture_output=True, timeout=PATIENCE)
+    assert done.returncode != 0
+    run = job.run_of("main", "mistakes")
+    assert (run.info.run_name, run.info.status) == ("train", "FAILED")
+    assert run.data.tags["mlflow.note.content"].startswith("--epochs: Input should be greater than or equal to 1 `")
 
 
 def test_the_entry_point_register_registers_once(job: Job, tmp_path: Path) -> None:
@@ -305,7 +325,7 @@ def check_ui(address: str, project: Path) -> None:
     """Check that an `mlflow ui` shows the one training: its run, whose files it lists and hands out, and its model."""
     api = f"{address}/ajax-api/2.0/mlflow"
     experiments = json.loads(fetch(f"{api}/experiments/search", {"max_results": 100}))["experiments"]
-    found = {"experiment_ids": [each["experiment_id"] for each in experiments], "filter": "metrics.`test/n` > 0"}
+    found = {"experiment_ids": [each["experiment_id"] for each in experiments], "filter": "metrics.`test/cer` >= 0"}
     [run] = json.loads(fetch(f"{api}/runs/search", found))["runs"]
     assert run["info"]["status"] == "FINISHED"
     run_id = run["info"]["run_id"]
@@ -326,7 +346,7 @@ def check_ui(address: str, project: Path) -> None:
     assert list((project / "mlruns").iterdir())
 
 
-BARE: tuple[str | Path, ...] = (MLFLOW, "run", ".", "-P", "epochs=1", *PARAMETERS)
+BARE: tuple[str | Path, ...] = (MLFLOW, "run", ".", "-P", "epochs=3", *PARAMETERS)
 
 
 def test_a_bare_ui_started_first_shows_the_run_that_follows(tmp_path: Path, images: Path) -> None:
@@ -461,12 +481,25 @@ def training(by: str, images: Path, name: str) -> tuple[str | Path, ...]:
     """Return the command that trains a model of that name, for far longer than a test waits."""
     if by == "captcha":
         return (*CAPTCHA, "train", f"--data={images}", f"--name={name}", *OPTIONS)
-    return (MLFLOW, "run", ".", "--env-manager", "local", "-P", f"data={images}", "-P", f"name={name}", *PARAMETERS)
+    where = ("--experiment-name", "captcha") if by == "mlflow run in captcha" else ()
+    return (
+        MLFLOW,
+        "run",
+        ".",
+        *where,
+        "--env-manager",
+        "local",
+        "-P",
+        f"data={images}",
+        "-P",
+        f"name={name}",
+        *PARAMETERS,
+    )
 
 
 def runs_of(job: Job, name: str, condition: str = "") -> list[Run]:
-    """Return the runs that train a model of this name, in whatever experiment."""
-    experiments = [each.experiment_id for each in job.client.search_experiments()]
+    """Return the runs that train a model of this name; `mlflow run` leaves a second one elsewhere."""
+    experiments = [each.experiment_id for each in job.client.search_experiments() if each.name == "captcha"]
     return list(job.client.search_runs(experiments, f"params.name = '{name}'{condition}"))
 
 
@@ -477,7 +510,8 @@ def runs_of(job: Job, name: str, condition: str = "") -> list[Run]:
         ("captcha", hang_up_group, {"KILLED"}),
         ("mlflow run", interrupt_group, {"KILLED", "FAILED"}),
         ("mlflow run", terminate_group, {"KILLED"}),
-        ("mlflow run", kill_child, {"FAILED"}),
+        # A process that is killed marks nothing: only where the run is the one that `mlflow run` made does it end.
+        ("mlflow run in captcha", kill_child, {"FAILED"}),
     ],
 )
 def test_a_training_that_is_ended_says_so_and_registers_nothing(
@@ -500,7 +534,7 @@ def test_a_training_that_is_ended_says_so_and_registers_nothing(
 def test_a_run_ended_before_its_training_began_says_so(tmp_path: Path, job: Job, images: Path) -> None:
     """`mlflow run` has made the run, dies of SIGTERM itself, and its child is still busy importing."""
     log = tmp_path / "log"
-    command = training("mlflow run", images, "early")
+    command = training("mlflow run in captcha", images, "early")
     with started(log, *command, cwd=job.project, MLFLOW_TRACKING_URI=job.tracking) as process:
         until(lambda: any(map(_awaits_sigterm, captchas_below(psutil.Process(process.pid)))), log, process)
         assert not runs_of(job, "early", " and metrics.`val/loss` > 0")
@@ -508,6 +542,7 @@ def test_a_run_ended_before_its_training_began_says_so(tmp_path: Path, job: Job,
         until(lambda: runs_of(job, "early")[0].info.status != "RUNNING", log)
     [run] = runs_of(job, "early")
     assert run.info.status == "KILLED"
+    assert run.data.tags["mlflow.note.content"].startswith("terminated `captcha train ")
 
 
 def _awaits_sigterm(process: psutil.Process) -> bool:

@@ -95,6 +95,7 @@ def test_main_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "data": str(folder),
         "val_data": str(folder),
         "test_data": str(folder),
+        "problems": "leave-out",
         "name": "my model",
         "backbone": "resnet18",
         **start,

@@ -69,6 +69,7 @@ def test_a_training_has_one_start() -> None:
         ("name", "models:/mine"),
         ("name", "it's"),
         ("patience", 0),
+        ("problems", "ignore"),
         ("seed", -1),
         ("seed", 2**32),
         ("vocabulary", ""),

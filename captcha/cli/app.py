@@ -1,7 +1,9 @@
 """The command line: its commands, signals, exit codes, and one line for each error."""
 
 import gc
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -64,21 +66,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if signal.getsignal(HANG_UP) is not signal.SIG_IGN:  # nohup ignores it
         signal.signal(HANG_UP, _terminate)
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    said = "This command tracks nothing."
     try:
         code = app(arguments, prog_name="captcha", standalone_mode=False) or 0
     except typer.TyperException as error:
-        complain(error.format_message())
+        said = complain(error.format_message())
         code = 2
     except Exception as error:
         if (explanation := _explain(error)) is None:
             raise
-        complain(explanation)
+        said = complain(explanation)
         code = 2
     except SystemExit as error:
         code = error.code
     if code in ENDED:
-        complain(ENDED[code])
-        _end_run_not_begun()
+        said = complain(ENDED[code])
+    if "MLFLOW_RUN_ID" in os.environ:  # MLflow removes it once a job has taken up the run
+        _tag_unused_run(arguments, said, "KILLED" if code in ENDED else None)
     # Python's last collections would look through a million objects of MLflow's: a second in which nothing is done.
     gc.freeze()
     sys.exit(code)
@@ -88,15 +92,14 @@ def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signal_number)
 
 
-def _end_run_not_begun() -> None:
-    """Mark the run that `mlflow run` made as KILLED if this process never took it up.
+def _tag_unused_run(arguments: Sequence[str], said: str, status: str | None) -> None:
+    """Let the run that `mlflow run` made say why it is empty: this command has none, or failed before its own began.
 
-    MLflow removes the variable once it does. A second process marks it: this one may have been ended in the middle of
-    an import, and some modules load only once.
+    A second process does it: this one may have been ended in the middle of an import, and some modules load only once.
     """
-    if run_id := os.environ.get("MLFLOW_RUN_ID"):
-        program = "import mlflow, sys; mlflow.MlflowClient().set_terminated(sys.argv[1], 'KILLED')"
-        subprocess.run([sys.executable, "-c", program, run_id], stderr=subprocess.DEVNULL)
+    tags = {"mlflow.runName": arguments[0], "mlflow.note.content": f"{said} `captcha {shlex.join(arguments)}`"}
+    program = "import json, sys; from captcha.tracking import runs; runs.tag_unused_run(*json.loads(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", program, json.dumps([tags, status])], stderr=subprocess.DEVNULL)
 
 
 def _explain(error: Exception) -> str | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from captcha.cli.options import DataArgument, Json, Model, with_settings
+from captcha.cli.options import DataArgument, Json, Model, Problems, with_settings
 from captcha.cli.terminal import (
     LINES,
     adapt_summary,
@@ -75,12 +75,14 @@ def budget(*, as_json: Json = False, **settings: Any) -> None:
         typer.echo(budget_table(points(rows)))
 
 
-def evaluate(data: DataArgument, model: Model = CHAMPION_URI, as_json: Json = False) -> None:
+def evaluate(
+    data: DataArgument, model: Model = CHAMPION_URI, problems: Problems = "stop", as_json: Json = False
+) -> None:
     """Measure a trained model on a folder of labelled images."""
     LINES.on_stderr = as_json
     from captcha.jobs.evaluate import evaluate as job
 
-    metrics = job(data, model)
+    metrics = job(data, model, problems)
     if as_json:
         print_json(metrics)
     else:
@@ -138,26 +140,31 @@ def check(
     height: Annotated[
         int, typer.Option(min=1, help="height in pixels to resize images to; it limits the length of labels")
     ] = DEFAULTS.height,
+    problems: Problems = "stop",
     as_json: Json = False,
 ) -> None:
     """Report what a folder of labelled images holds, and what is wrong with it.
 
-    Exits with 1 if an error stands in the way of training.
+    With --problems leave-out, report what it holds without the images that have a problem. Exits with 1 if an error
+    stands in the way of training, or no image is left.
     """
     LINES.on_stderr = as_json
     from captcha.data.folders import read_samples
-    from captcha.data.problems import format_facts, format_problems
+    from captcha.data.problems import format_facts, format_left_out, format_problems
     from captcha.data.samples import ImageMemory
     from captcha.reading.vocabulary import Vocabulary
 
     characters = None if vocabulary == NONE else Vocabulary(vocabulary)
-    _, problems, facts = read_samples(Path(data), height, characters, memory=ImageMemory(0))
+    leave_out = problems == "leave-out"
+    samples, found, facts = read_samples(Path(data), height, characters, memory=ImageMemory(0), leave_out=leave_out)
     if as_json:
         sizes = {f"{w}x{h}": count for (w, h), count in facts.sizes.items()}
-        print_json(vars(facts) | {"sizes": sizes, "problems": [asdict(problem) for problem in problems]})
+        print_json(vars(facts) | {"sizes": sizes, "problems": [asdict(problem) for problem in found]})
     else:
-        typer.echo("\n".join(filter(None, (format_facts(facts), format_problems(problems)))))
-    if any(problem.fatal for problem in problems):
+        counted = format_left_out(found, len(samples)) if leave_out else ""
+        parts = (format_facts(facts), format_problems(found, leave_out=leave_out), counted)
+        typer.echo("\n".join(filter(None, parts)))
+    if not samples or (not leave_out and any(problem.fatal for problem in found)):
         raise typer.Exit(1)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from captcha import CaptchaError
-from captcha.settings import NONE, NamesImages, Settings, written
+from captcha.settings import NONE, NamesImages, OnProblems, Settings, TrainSettings, written
 
 
 def existing_source(value: str) -> str:
@@ -56,6 +56,7 @@ Model = Annotated[
         help="model to read with: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a recogniser's folder"
     ),
 ]
+Problems = Annotated[OnProblems, typer.Option(help=TrainSettings.model_fields["problems"].description)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON alone; all else goes to standard error")]
 
 

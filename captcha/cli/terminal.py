@@ -35,7 +35,10 @@ LINES = Lines()
 
 
 def show_messages() -> None:
-    """Send the package's log messages to the terminal."""
+    """Send the package's log messages to the terminal, and of MLflow's only warnings and errors."""
+    # Variables, as MLflow is imported later, and sets its loggers then. Whoever has set them gets what they asked for.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     package = logging.getLogger("captcha")
     package.setLevel(logging.INFO)
     package.propagate = False
@@ -43,10 +46,11 @@ def show_messages() -> None:
         package.addHandler(LINES)
 
 
-def complain(message: str) -> None:
-    """Print an error as one line."""
+def complain(message: str) -> str:
+    """Print an error as one line, and return that."""
     line = " ".join(message.replace("Value error, ", "").split())  # pydantic's prefix tells a person nothing
     typer.echo(f"captcha: {line}", err=True)
+    return line
 
 
 def print_json(content: object) -> None:
@@ -68,8 +72,12 @@ def adapt_summary(outcome: "AdaptOutcome") -> str:
     measured = "\n" + exact_match_line("the images held out", outcome.metrics) if outcome.metrics else ""
     return (
         f"\nthe model of round {outcome.rounds} is confident of {outcome.confident} of {outcome.images} images, "
-        f"the model it began with was confident of {outcome.confident_before}{measured}\n{outcome.message}\n\n"
-        f"{next_commands(outcome.model_name, outcome.model_version, outcome.example)}"
+        f"the model it began with was confident of {outcome.confident_before}{measured}\n{outcome.message}"
+        + (
+            f"\n\n{next_commands(outcome.model_name, outcome.model_version, outcome.example)}"
+            if outcome.model_version
+            else ""
+        )
     )
 
 

@@ -8,19 +8,20 @@ import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from filecmp import cmp
 from pathlib import Path, PurePath
 
 import cv2
 
-from captcha.data.problems import Facts, Problem, copies, facts_of, label_problems
+from captcha.data.problems import NO_LABEL, Facts, Problem, copies, facts_of, label_problems
 from captcha.data.samples import DataError, ImageFolder, ImageMemory, Sample, pixel_digest
 from captcha.reading.images import MAX_BYTES, Image, ImageError, decode_image, image_format, resize_to_height
 from captcha.reading.vocabulary import Vocabulary
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif"})
 LABELS_FILE = "labels.csv"
+LISTED_TWICE = "file listed twice"
 NAME = r"[\w-]{1,60}"  # texts that every file system takes as a name
 DECODED_AT_ONCE = 64
 
@@ -59,6 +60,7 @@ def read_samples(
     vocabulary: Vocabulary | None = None,
     progress: Progress | None = None,
     memory: ImageMemory | None = None,
+    leave_out: bool = False,
 ) -> tuple[list[Sample], list[Problem], Facts]:
     """Return a folder's samples that have no problem, all its problems, and its facts.
 
@@ -71,6 +73,7 @@ def read_samples(
         vocabulary: characters a label may hold; None allows all.
         progress: called after each image.
         memory: keeps the pixels of the first images; those of the others are read anew each time. None keeps all.
+        leave_out: the facts are of the samples alone, not of all readable images.
 
     Raises:
         DataError: if there is no such folder, or it holds no images, or its labels.csv cannot be read.
@@ -82,16 +85,17 @@ def read_samples(
     found = _find_all(folder, list(texts), height, problems, progress, memory)
     for name, text in texts.items():
         problems += label_problems(name, text, found[name].width if name in found else None, vocabulary)
-    readable = {name: texts[name] for name in found}
-    problems += copies(readable, {name: each.sample.digest for name, each in found.items()})
+    unlabelled = {problem.file for problem in problems if problem.kind in NO_LABEL}
+    labelled = {name: texts[name] for name in found if name not in unlabelled}
+    doubted = {problem.file for problem in problems if problem.kind == LISTED_TWICE}
+    problems += copies(labelled, {name: each.sample.digest for name, each in found.items()}, doubted)
     left_out = {problem.file for problem in problems}
-    samples = [
-        Sample(name, texts[name], each.sample.pixels, each.sample.digest)
-        for name, each in found.items()
-        if name not in left_out
-    ]
+    samples = [replace(each.sample, text=texts[name]) for name, each in found.items() if name not in left_out]
+    counted = {name: each for name, each in found.items() if not (leave_out and name in left_out)}
     facts = facts_of(
-        list(readable.values()), (each.size for each in found.values()), (f.format for f in found.values())
+        [texts[name] for name in counted],
+        (each.size for each in counted.values()),
+        (each.format for each in counted.values()),
     )
     return samples, sorted(problems, key=lambda p: (not p.fatal, p.kind, p.file)), facts
 
@@ -133,7 +137,8 @@ def _find_all(
         else:
             pixels = result.image if memory.holds(result.image) else again
             width = result.image.shape[1]
-            found[name] = _Found(Sample(name, "", pixels, result.digest), result.size, width, result.format)
+            sample = Sample(name, "", pixels, result.digest, folder)
+            found[name] = _Found(sample, result.size, width, result.format)
         if progress:
             progress(done, len(names))
     return found
@@ -197,7 +202,7 @@ def _listed_texts(folder: Path, problems: list[Problem]) -> dict[str, str]:
             if not {"file", "label"} <= set(rows.fieldnames or ()):
                 raise DataError(f"{table}: needs the columns file,label; its first line is {rows.fieldnames}")
             for row in rows:
-                _add_row(folder, f"{LABELS_FILE}, line {rows.line_num}", row, texts, problems)
+                _add_row(folder, rows.line_num, row, texts, problems)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: cannot be read: {error}") from error
     if not texts:
@@ -209,7 +214,8 @@ def _listed_texts(folder: Path, problems: list[Problem]) -> dict[str, str]:
     return dict(sorted(texts.items()))
 
 
-def _add_row(folder: Path, where: str, row: dict[str, str], texts: dict[str, str], problems: list[Problem]) -> None:
+def _add_row(folder: Path, line: int, row: dict[str, str], texts: dict[str, str], problems: list[Problem]) -> None:
+    where = f"{LABELS_FILE}, line {line}"
     file, text = row["file"] or "", unicodedata.normalize("NFC", row["label"] or "")
     path = PurePath(os.path.normpath(file))
     name = path.as_posix()
@@ -217,9 +223,11 @@ def _add_row(folder: Path, where: str, row: dict[str, str], texts: dict[str, str
         problems.append(Problem(where, "row without a file", "names no file", fatal=True))
     elif path.is_absolute() or path.parts[:1] == ("..",):
         problems.append(Problem(where, "path outside", f"{file!r} lies outside the folder", fatal=True))
-    elif name in texts:
-        message = f"{file!r} has a row already, with the label {texts[name]!r}; here it has {text!r}"
-        problems.append(Problem(where, "file listed twice", message, fatal=True))
+    elif name in texts and texts[name] == text:
+        problems.append(Problem(where, "row repeated", f"{file!r} has a row with this label already", fatal=False))
+    elif name in texts:  # a problem of the image: with either label it may be wrong
+        message = f"line {line} of {LABELS_FILE} labels it {text!r}, an earlier line {texts[name]!r}"
+        problems.append(Problem(name, LISTED_TWICE, message, fatal=True))
     elif not (folder / path).is_file():
         problems.append(Problem(where, "missing file", f"{file!r} is not there", fatal=True))
     else:

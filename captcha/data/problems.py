@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median_low
@@ -15,9 +15,12 @@ from captcha.reading.vocabulary import Vocabulary
 PROBLEMS_SHOWN = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with one file; a fatal problem must be mended before any training."""
+    """What is wrong with one file, or a row of labels.csv.
+
+    A fatal problem stands in the way of training: it must be mended, or the file left out.
+    """
 
     file: str
     kind: str
@@ -26,12 +29,17 @@ class Problem:
 
     def __str__(self) -> str:
         """Return the one line to print."""
-        return f"{self.file if self.file.isprintable() else repr(self.file)}: {self.message}"
+        return f"{printable(self.file)}: {self.message}"
+
+
+def printable(file: str) -> str:
+    """Return a file's name as it can be printed and written: with escapes where it is not plain text."""
+    return file if file.isprintable() else repr(file)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Counts over a folder's readable images. Sizes are (width, height) in pixels."""
+    """Counts over a folder's images. Sizes are (width, height) in pixels."""
 
     images: int
     texts: int  # different ones
@@ -55,6 +63,10 @@ def facts_of(texts: Sequence[str], sizes: Iterable[tuple[int, int]], formats: It
     )
 
 
+NO_LABEL = frozenset({"empty label", "no text"})
+"""Kinds of problems of a label that says nothing about its picture, and so contradicts no other."""
+
+
 def label_problems(name: str, text: str, width: int | None, vocabulary: Vocabulary | None) -> list[Problem]:
     """Return a label's problems; `width` is the resized image's in pixels, None where that is unreadable."""
     if not text.strip():
@@ -75,51 +87,76 @@ def label_problems(name: str, text: str, width: int | None, vocabulary: Vocabula
     return problems
 
 
-def copies(texts: Mapping[str, str], digests: Mapping[str, str]) -> list[Problem]:
-    """Return a problem for each image that has the pixels of an earlier one, fatal if their texts differ."""
-    problems = []
+def copies(texts: Mapping[str, str], digests: Mapping[str, str], doubted: Collection[str] = ()) -> list[Problem]:
+    """Return the problems of images with the same pixels: each after the first is a copy, which is not fatal.
+
+    Where their texts differ, each of them is a fatal problem, the first too: nobody knows which text is right. So it
+    is with the copies of an image in `doubted`, which has two texts of its own, and that problem already.
+    """
     first: dict[str, str] = {}
+    other: dict[str, str] = {}  # an image that contradicts the first one
     for name, text in texts.items():
         original = first.setdefault(digests[name], name)
-        if original == name:
-            continue
-        if texts[original] == text:
-            message = f"the same picture as {original}, left out"
-            problems.append(Problem(name, "copy", message, fatal=False))
-        else:
-            message = f"the same picture as {original}, but labelled {text!r} here and {texts[original]!r} there"
+        if name in doubted or texts[original] != text:
+            other.setdefault(digests[name], name)
+    problems = []
+    for name, text in texts.items():
+        original, contradicting = first[digests[name]], other.get(digests[name])
+        if contradicting and name not in doubted:
+            twin = original if texts[original] != text else contradicting
+            there = "twice" if twin in doubted else repr(texts[twin])
+            message = f"the same picture as {printable(twin)}, but labelled {text!r} here and {there} there"
             problems.append(Problem(name, "contradicting labels", message, fatal=True))
+        elif original != name and not contradicting:
+            message = f"the same picture as {printable(original)}, left out"
+            problems.append(Problem(name, "copy", message, fatal=False))
     return problems
 
 
 def leaks(train: Iterable[Sample], held_back: Iterable[Sample]) -> list[Problem]:
-    """Return a fatal problem for each sample held back (a fixed validation or test set) whose pixels are trained on."""
-    trained_on = {sample.digest: sample.name for sample in train}
-    pairs = [(s.name, trained_on[s.digest]) for s in held_back if s.digest in trained_on]
-    return [
-        Problem(name, "leak", f"the same picture as {twin} of the training data", fatal=True) for name, twin in pairs
-    ]
+    """Return a fatal problem for each training sample whose pixels are held back (a fixed validation or test set)."""
+    kept = {sample.digest: f"the same picture as {printable(sample.name)}, which is held back" for sample in held_back}
+    return [Problem(each.name, "leak", kept[each.digest], fatal=True) for each in train if each.digest in kept]
 
 
-def format_problems(problems: Sequence[Problem], shown: int = PROBLEMS_SHOWN) -> str:
-    """Return a line for each problem, errors first, kind by kind: `shown` of a kind, then a count of the others."""
+def format_problems(problems: Sequence[Problem], shown: int = PROBLEMS_SHOWN, leave_out: bool = False) -> str:
+    """Return a line for each problem, fatal ones first, kind by kind: `shown` of a kind, then a count of the others.
+
+    Fatal problems are called errors, or left out where their files are.
+    """
     lines: list[str] = []
-    for fatal in (True, False):
+    for fatal, word in ((True, "left out" if leave_out else "error"), (False, "warning")):
         of_kind: dict[str, list[Problem]] = {}
         for problem in problems:
             if problem.fatal == fatal:
                 of_kind.setdefault(problem.kind, []).append(problem)
         for kind, members in of_kind.items():
-            lines += [f"{'error' if fatal else 'warning'}: {problem}" for problem in members[:shown]]
+            lines += [f"{word}: {problem}" for problem in members[:shown]]
             if len(members) > shown:
-                lines.append(f"{'error' if fatal else 'warning'}: … and {len(members) - shown} more: {kind}")
+                lines.append(f"{word}: … and {len(members) - shown} more: {kind}")
     return "\n".join(lines)
+
+
+def format_left_out(problems: Sequence[Problem], left: int) -> str:
+    """Return the line that counts the files with a fatal problem, each by its first one; `left` images have none.
+
+    A row of labels.csv whose file is missing counts as an image.
+    """
+    kinds: dict[str, str] = {}
+    for problem in problems:
+        if problem.fatal:
+            kinds.setdefault(problem.file, problem.kind)
+    if not kinds:
+        return ""
+    copied = {problem.file for problem in problems if problem.kind == "copy"} - kinds.keys()
+    counts = ", ".join(f"{count} {kind}" for kind, count in Counter(kinds.values()).most_common())
+    return f"left out {len(kinds)} of {left + len(copied) + len(kinds)} images: {counts}"
 
 
 def format_facts(facts: Facts) -> str:
     """Return the facts as a short table for the terminal."""
     if not facts.images:
-        return "images      none readable"
+        return "images      none"
     rows = [
         ("images", f"{facts.images} with {facts.texts} different labels"),
         ("formats", ", ".join(f"{name} {count}" for name, count in facts.formats.most_common())),

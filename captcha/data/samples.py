@@ -46,6 +46,7 @@ class Sample:
     text: str
     pixels: Image | ImageFolder = field(repr=False)
     digest: str = ""  # of the pixels before resizing, the same for every height; without it, of `pixels`
+    folder: Path | None = None  # where the file `name` lies; None where there is no file, as of a drawn image
 
     def __post_init__(self) -> None:
         if not self.digest:

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from tqdm import tqdm
 
 from captcha.data.folders import read_images, read_samples
-from captcha.data.problems import Problem, format_problems, leaks
+from captcha.data.problems import Problem, format_left_out, format_problems, leaks
 from captcha.data.samples import DataError, ImageMemory, Sample, Split, pixel_digest, split
 from captcha.drawing.fonts import default_fonts, fonts_for
 from captcha.drawing.rendering import draw_one
@@ -51,11 +51,14 @@ class Folder:
         vocabulary: Vocabulary | None = None,
         memory: ImageMemory | None = None,
         labelled: bool = True,
+        left_out: list[Problem] | None = None,
     ) -> list[Sample]:
         """Return its samples, resized to the height; show a bar, and log all problems.
 
+        Files with a fatal problem are left out if there is a list, `left_out`, to collect these problems in.
+
         Raises:
-            DataError: the folder has problems that stand in the way of training.
+            DataError: the folder has problems that stand in the way of training, or nothing is left without one.
         """
         with tqdm(desc=f"reading {self.written}", unit="image", disable=None, leave=False) as bar:
 
@@ -67,7 +70,9 @@ class Folder:
                 samples, problems, _ = read_samples(self.path, height, vocabulary, progress, memory)
             else:
                 samples, problems = read_images(self.path, height, progress, memory)
-        refuse(problems)
+        refuse(problems, len(samples), self.written, left_out)
+        if not samples:
+            raise DataError(f"{self.written}: no image without a problem is left, see above")
         return samples
 
 
@@ -190,10 +195,18 @@ class Sources:
         """Return where each side of the split comes from."""
         return {"train": self.data, "validation": self.validation or self.data, "test": self.test or self.data}
 
-    def split(self, height: int, vocabulary: Vocabulary | None, seed: int, memory: ImageMemory) -> Split:
+    def split(
+        self,
+        height: int,
+        vocabulary: Vocabulary | None,
+        seed: int,
+        memory: ImageMemory,
+        left_out: list[Problem] | None = None,
+    ) -> Split:
         """Return the samples in their three parts, resized to the height.
 
-        A source of its own for validation or test replaces that part of the split, which is then trained on.
+        A source of its own for validation or test replaces that part of the split, which is then trained on. Of a
+        picture that is trained on and held back, the training image is left out; see `Folder.samples`.
 
         Raises:
             DataError: the data has problems that stand in the way of training; all of them are logged first.
@@ -202,7 +215,7 @@ class Sources:
 
         def samples_of(source: Source | None, first: int) -> list[Sample]:
             if isinstance(source, Folder):
-                return source.samples(height, vocabulary, memory)
+                return source.samples(height, vocabulary, memory, left_out=left_out)
             drawn = source.samples(height, seed, vocabulary=vocabulary) if source else None
             return [drawn[first + i] for i in range(DRAWN_IMAGES)] if drawn else []
 
@@ -211,13 +224,15 @@ class Sources:
         if not validation and not test:
             return split(samples, seed)
         parts = Split(samples, [], []) if validation and test else split(samples, seed)
-        whole = Split(
-            parts.train + (parts.validation if validation else []) + (parts.test if test else []),
-            validation or parts.validation,
-            test or parts.test,
-        )
-        refuse(leaks(whole.train, [*whole.validation, *whole.test]))
-        return whole
+        train = parts.train + (parts.validation if validation else []) + (parts.test if test else [])
+        validation, test = validation or parts.validation, test or parts.test
+        leaked = leaks(train, [*validation, *test])
+        names = {problem.file for problem in leaked}
+        left = [sample for sample in train if sample.name not in names]
+        refuse(leaked, len(left), self.data.written, left_out)
+        if not left:
+            raise DataError(f"{self.data.written}: every image is held back for validation or the test, see above")
+        return Split(left, validation, test)
 
     def drawn_samples(self, height: int, seed: int, split: Split, vocabulary: Vocabulary) -> DrawnSamples | None:
         """Return the drawn samples to train on, without the texts held back; None if nothing is drawn.
@@ -230,14 +245,27 @@ class Sources:
         return style.samples(height, seed, held_back, vocabulary) if style else None
 
 
-def refuse(problems: Sequence[Problem]) -> None:
-    """Log all problems.
+def refuse(problems: Sequence[Problem], left: int, source: str, left_out: list[Problem] | None) -> None:
+    """Log all problems; refuse the fatal ones, or add them to the list of those whose files are left out.
+
+    Args:
+        problems: of one source.
+        left: how many of its images have no problem.
+        source: how the person named it; in the list, each file comes after it.
+        left_out: None refuses fatal problems.
 
     Raises:
-        DataError: one of them is fatal.
+        DataError: one of them is fatal, and none is left out.
     """
     if problems:
-        logger.info(format_problems(problems))
-    fatal = sum(problem.fatal for problem in problems)
-    if fatal:
-        raise DataError(f"{fatal} {'problem' if fatal == 1 else 'problems'} in the data, see above")
+        logger.info(format_problems(problems, leave_out=left_out is not None))
+    fatal = [problem for problem in problems if problem.fatal]
+    if not fatal:
+        return
+    if left_out is None:
+        raise DataError(
+            f"{len(fatal)} {'problem' if len(fatal) == 1 else 'problems'} in the data, see above; mend "
+            f"{'it' if len(fatal) == 1 else 'them'}, or leave these images out with --problems leave-out"
+        )
+    left_out += [replace(problem, file=(Path(source) / problem.file).as_posix()) for problem in fatal]
+    logger.info(format_left_out(problems, left))

@@ -1,4 +1,4 @@
-"""Pictures of predictions, learning curves, confusions and the label budget."""
+"""Pictures of predictions, mistakes, learning curves, confusions and the label budget."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,31 +12,65 @@ from matplotlib.ticker import MaxNLocator
 from captcha.evaluation.metrics import character_confusion
 from captcha.evaluation.results import Evaluation
 from captcha.reading.images import Image
+from captcha.reading.recognizer import Reading
 
 RIGHT, WRONG, UNKNOWN = "#1a7f37", "#cf222e", "#57606a"
 COLUMNS = 4
+GRID_WIDTH = 10.4  # inches
+DPI = 80
+TITLE_SIZE = 10.0  # points
+SMALLEST_TITLE = 0.75  # of that size; fewer images stand side by side rather than under smaller titles
 
 
 def prediction_grid(evaluation: Evaluation, shown: int = 32) -> Image:
     """Return one picture (H, W, 3) of the first samples, each under what was read and with which confidence.
 
     A wrong reading is red, after a cross, and its label follows. A sample without a label has its reading alone.
+    Four stand side by side, a long title in smaller letters; fewer where the longest would not fit even so.
     """
     pairs = list(zip(evaluation.samples, evaluation.readings, strict=True))[:shown]
-    rows = -(-len(pairs) // COLUMNS)
-    figure = Figure(figsize=(2.6 * COLUMNS, 1.15 * rows), dpi=80, layout="constrained")
-    for axes, (sample, reading) in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, pairs, strict=False):
-        right = sample.text == reading.text
-        read = reading.text or "(nothing)"
-        title = f"✓ {read}" if right else f"✗ {read} ≠ {sample.text}"
-        colour = RIGHT if right else WRONG
-        if not sample.text:
-            title, colour = read, UNKNOWN
+    titles = [_title(sample.text, reading) for sample, reading in pairs]
+    widths = [_width(title) for title in titles]
+    columns = min(COLUMNS, max(1, int(GRID_WIDTH / (SMALLEST_TITLE * max(widths)))))
+    room = GRID_WIDTH / columns
+    rows = -(-len(pairs) // columns)
+    figure = Figure(figsize=(GRID_WIDTH, 1.15 * rows), dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (sample, reading), title, width in zip(grid, pairs, titles, widths, strict=False):
+        colour = UNKNOWN if not sample.text else RIGHT if sample.text == reading.text else WRONG
         axes.imshow(sample.image)
-        axes.set_title(_plain(f"{title}  {reading.confidence:.0%}"), color=colour, fontsize=10)
+        # Smaller letters are not quite as much narrower: they begin and end on whole pixels.
+        size = 1.0 if width <= room else 0.9 * room / width
+        axes.set_title(title, color=colour, fontsize=size * TITLE_SIZE)
     for axes in figure.axes:
         axes.axis("off")
     return _rendered(figure)
+
+
+def mistake_grid(evaluation: Evaluation, shown: int = 32) -> Image:
+    """Return one picture (H, W, 3) of the wrong readings, the most confident first; without any it says so."""
+    if evaluation.wrong:
+        return prediction_grid(evaluation.mistakes_first(), min(evaluation.wrong, shown))
+    figure = Figure(figsize=(GRID_WIDTH, 1.15), dpi=DPI)
+    count = len(evaluation.samples)
+    figure.text(0.5, 0.5, f"no image of {count} was read wrongly", ha="center", va="center", color=RIGHT)
+    return _rendered(figure)
+
+
+def _title(label: str, reading: Reading) -> str:
+    read = reading.text or "(nothing)"
+    if label:
+        read = f"✓ {read}" if reading.text == label else f"✗ {read} ≠ {label}"
+    return _plain(f"{read}  {reading.confidence:.0%}")
+
+
+def _width(title: str) -> float:
+    """Return how many inches wide a title of TITLE_SIZE is, with a gap to the next."""
+    font = get_font(findfont(FontProperties()))
+    font.set_size(TITLE_SIZE, DPI)
+    font.set_text(title)
+    width, _ = font.get_width_height()  # in 64ths of a pixel
+    return float(width) / 64 / DPI + 0.2
 
 
 def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:

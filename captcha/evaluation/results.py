@@ -63,6 +63,21 @@ class Evaluation:
             "wrong": self.wrong,
         }
 
+    def mistakes_first(self) -> "Evaluation":
+        """Return the same readings in the order in which a person looks at them: what is wrong, then what is doubtful.
+
+        Of the wrong ones the most confident come first: they show doubtful labels, and which characters the model
+        really takes for each other. Of the right ones the least confident come first: they were nearly wrong.
+        """
+
+        def rank(i: int) -> tuple[bool, float]:
+            reading = self.readings[i]
+            right = reading.text == self.samples[i].text
+            return right, reading.confidence if right else -reading.confidence
+
+        order = sorted(range(len(self.samples)), key=rank)
+        return Evaluation([self.samples[i] for i in order], [self.readings[i] for i in order], self.loss)
+
     def with_repeats(self) -> "Evaluation":
         """Return the part whose labels have the same character twice in a row; its loss is not known (nan)."""
         kept = [i for i, text in enumerate(self.references) if any(a == b for a, b in pairwise(text))]

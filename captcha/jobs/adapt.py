@@ -14,6 +14,7 @@ import mlflow
 import pandas as pd
 
 from captcha import CaptchaError
+from captcha.data.problems import Problem
 from captcha.data.samples import ImageMemory, Sample, Split, unit_hash
 from captcha.data.sources import Folder, Sources, parse_folder, parse_style
 from captcha.evaluation.metrics import exact_match
@@ -21,10 +22,11 @@ from captcha.evaluation.results import Evaluation
 from captcha.jobs import train as training
 from captcha.reading.recognizer import Reading
 from captcha.settings import AdaptSettings, TrainSettings
+from captcha.tracking.descriptions import run_name
 from captcha.tracking.models import log_weights
-from captcha.tracking.records import log_predictions
+from captcha.tracking.records import ImageSet, log_facts, log_left_out, log_predictions, log_settings
 from captcha.tracking.registry import register
-from captcha.tracking.runs import tracked_run
+from captcha.tracking.runs import NOTE, tracked_run
 from captcha.training import recipe as recipes
 from captcha.training.checkpoint import Checkpoint
 from captcha.training.export import torch_recognizer
@@ -57,7 +59,8 @@ class AdaptOutcome:
     images: int
     metrics: dict[str, float]
     model_name: str
-    model_version: int
+    model_version: int | None
+    """None where no round gained anything, so that nothing was registered."""
     message: str
     example: str
     """Path of an image to try the model on."""
@@ -106,8 +109,10 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
     """
     folder = parse_folder(settings.data)
     sources = Sources(folder, drawn=parse_style(settings.drawn) if settings.drawn else None)
-    with tracked_run(f"adapt to {folder.short_name}, seed {settings.seed}") as run:
-        parent, checkpoint = training.read_parent(settings.model)
+    parent, checkpoint = training.read_parent(settings.model)
+    with tracked_run(run_name(settings, "adapt", folder.short_name, parent=parent.uri)) as run:
+        log_settings(settings.model_dump())  # at once: a run that fails says how it was started
+        log_facts({"job": "adapt"})
         if sources.drawn:  # an error in the style is raised before any image is read
             sources.drawn.samples(checkpoint.height, settings.seed, vocabulary=checkpoint.vocabulary)
         images = _images(settings, folder, checkpoint.height)
@@ -116,16 +121,24 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
             [images.samples[i] for i in images.held_out],
             [images.labelled[i] for i in images.held_out] if settings.labelled else [],
         )
-        _log_run(settings.model_dump(), sources, split, checkpoint, recipe)
+        inputs = _log_run(settings.model_dump(), sources, split, checkpoint, recipe)
         training.log_parent(parent, checkpoint, checkpoint.vocabulary)
         logger.info(f"adapting {parent.uri} to {len(images.samples)} images, {len(images.held_out)} of them held out")
         initial = Round(0, checkpoint, _read(checkpoint, images.samples))
         kept = _rounds(settings, sources, images, initial, recipe)
         mlflow.log_metrics({"best_round": kept.number})
-        log_weights(kept.checkpoint.to_bytes())
         example = folder.path / images.samples[images.held_out[0]].name
-        evaluation = training.log_recognizer(kept.checkpoint.model(), split, example)
-        name, version, message = register(run.info.run_id, settings.name)
+        evaluation = None
+        version: int | None = None
+        if kept.number == 0:
+            name = settings.name
+            message = f"no round made {parent.uri} confident of more images: nothing is registered"
+            log_facts({NOTE: f"{message[0].upper()}{message[1:]}."})
+        else:
+            log_weights(kept.checkpoint.to_bytes())
+            model = kept.checkpoint.model()
+            evaluation = training.log_recognizer(model, split, example, kept.number, inputs["test"])
+            name, version, message = register(run.info.run_id, settings.name)
     return AdaptOutcome(
         run_id=run.info.run_id,
         rounds=kept.number,
@@ -141,8 +154,11 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
 
 
 def _images(settings: AdaptSettings, folder: Folder, height: int) -> _Images:
-    """Return the folder's images; the seed and their pixels choose the tenth that is held out."""
-    labelled = folder.samples(height, memory=ImageMemory(settings.image_memory), labelled=settings.labelled)
+    """Return the folder's images, and log those left out; seed and pixels choose the tenth that is held out."""
+    left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
+    memory = ImageMemory(settings.image_memory)
+    labelled = folder.samples(height, memory=memory, labelled=settings.labelled, left_out=left_out)
+    log_left_out(left_out or ())
     samples = [replace(sample, text="") for sample in labelled]  # no round sees a label
     held_out = [i for i, sample in enumerate(samples) if unit_hash(settings.seed, sample.digest) < HELD_OUT]
     if not held_out:
@@ -222,8 +238,8 @@ def _train_round(
     )
     batches = training.batches_of(sources, split, settings.batch_size, seed, start.height, start.vocabulary)
     model = start.model(TrainSettings.model_fields["dropout"].default)
-    trained, _ = training.fit(model, batches, split, schedule, keep_last=True)
-    checkpoint = Checkpoint.of(trained)
+    fitted = training.fit(model, batches, split, schedule, keep_last=True)
+    checkpoint = Checkpoint.of(fitted.model)
     log_weights(checkpoint.to_bytes())
     read = Counter("".join(reading.text for reading in readings))
     learned_from = Counter("".join(sample.text for sample in learned))
@@ -234,10 +250,10 @@ def _train_round(
 
 def _log_run(
     settings: dict[str, object], sources: Sources, split: Split, checkpoint: Checkpoint, recipe: Recipe
-) -> None:
+) -> dict[str, ImageSet]:
     """Log the settings of a self-training, and what another training needs to start from its model."""
-    kind = {"backbone": checkpoint.backbone, "height": checkpoint.height, "test_data": HELD_OUT_DATA}
-    training.log_training({**settings, **kind}, sources, split, checkpoint.vocabulary, recipe)
+    log_facts({"height": checkpoint.height, "test_data": HELD_OUT_DATA})
+    return training.log_training(settings, sources, split, checkpoint.vocabulary, checkpoint.backbone, recipe)
 
 
 def _log_round(settings: AdaptSettings, latest: Round, previous: Round | None, images: _Images) -> None:

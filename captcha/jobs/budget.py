@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import mlflow
 
 import captcha
+from captcha.data.problems import Problem
 from captcha.data.samples import DataError, ImageMemory, Sample, Split, digest, split, unit_hash
 from captcha.data.sources import parse_folder, parse_style
 from captcha.evaluation.metrics import wilson_interval
@@ -16,8 +17,9 @@ from captcha.evaluation.plots import BudgetPoint, budget_figure
 from captcha.evaluation.results import Evaluation, evaluate
 from captcha.jobs import train as training
 from captcha.settings import BudgetSettings, TrainSettings
+from captcha.tracking.descriptions import run_name
 from captcha.tracking.models import Parent
-from captcha.tracking.records import log_settings, log_test
+from captcha.tracking.records import log_facts, log_left_out, log_settings, log_test
 from captcha.tracking.runs import tracked_run
 from captcha.training import recipe as recipes
 from captcha.training.checkpoint import Checkpoint
@@ -61,10 +63,14 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
     folder = parse_folder(settings.data)
     if settings.drawn:
         parse_style(settings.drawn)  # an error in it is raised now, not after the first trainings
-    with tracked_run(f"label budget of {folder.short_name}"):
-        parent = training.read_parent(settings.init) if settings.init else None
+    parent = training.read_parent(settings.init) if settings.init else None
+    name = run_name(settings, "label budget", folder.short_name, parent=parent[0].uri if parent else None)
+    with tracked_run(name):
+        log_settings(settings.model_dump())
         height = parent[1].height if parent else DEFAULTS.height
-        samples = folder.samples(height, memory=ImageMemory(DEFAULTS.image_memory))
+        left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
+        samples = folder.samples(height, memory=ImageMemory(DEFAULTS.image_memory), left_out=left_out)
+        log_left_out(left_out or ())
         splits = [split(samples, seed) for seed in range(settings.seeds)]
         fewest = min(len(each.train) + len(each.validation) for each in splits)  # the number shown for `all`
         if (most := max((count or 0 for count in settings.counts), default=0)) > fewest:
@@ -82,7 +88,7 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
                     f"{settings.data}: {count} labels of seed {seed} are all of one text, so none is left to train "
                     "on; take more labels"
                 )
-        log_settings(settings.model_dump() | {"images": len(samples), "data_digest": digest(samples)})
+        log_facts({"job": "budget", "data": folder.written, "images": len(samples), "data_digest": digest(samples)})
         if settings.drawn and parent is None:
             parent = _train_on_drawn(settings, recipe)
         rows: list[BudgetRow] = []
@@ -144,6 +150,7 @@ def _as_training(
     """Return the settings of one training; with drawn images it starts from the parent, trained on those alone."""
     return TrainSettings(
         data=settings.data,
+        problems=settings.problems,
         backbone=parent[1].backbone if parent else settings.backbone,
         height=parent[1].height if parent else DEFAULTS.height,
         init=parent[0].uri if parent and with_drawn else None,

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from captcha.data.folders import encode_png
+from captcha.data.problems import Problem
 from captcha.data.samples import ImageMemory, Sample, Split
 from captcha.data.sources import DRAWN_IMAGES, Drawn, Folder, Sources
 from captcha.evaluation.plots import learning_curves
@@ -20,10 +21,19 @@ from captcha.evaluation.results import Evaluation, disagreement, evaluate
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import TrainSettings, project_root
+from captcha.tracking.descriptions import COLOURS, describe_training, run_name
 from captcha.tracking.models import Parent, load_parent, log_model, log_weights
-from captcha.tracking.records import log_inputs, log_predictions, log_settings, log_test
+from captcha.tracking.records import (
+    ImageSet,
+    log_facts,
+    log_inputs,
+    log_left_out,
+    log_predictions,
+    log_settings,
+    log_test,
+)
 from captcha.tracking.registry import register
-from captcha.tracking.runs import tracked_run
+from captcha.tracking.runs import NOTE, tracked_run
 from captcha.training import recipe as recipes
 from captcha.training.batches import Batches
 from captcha.training.checkpoint import Checkpoint, CheckpointError, warm_start
@@ -62,13 +72,23 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
     sources = parse_sources(settings)
-    with tracked_run(f"{settings.backbone} on {sources.data.short_name}, seed {settings.seed}") as run:
-        parent = parent_of(settings)
-        split = split_of(settings, sources)
+    parent = parent_of(settings)
+    with tracked_run(name_of(settings, sources, parent)) as run:
+        log_settings(settings.model_dump())  # at once: a run that fails says how it was started
+        log_facts({"job": "train"})
+        left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
+        split = split_of(settings, sources, left_out)
+        log_left_out(left_out or ())
         example = example_of(sources, split.test[0])
         evaluation = learn(settings, sources, split, parent, example, recipe)
         name, version, message = register(run.info.run_id, settings.name)
     return TrainOutcome(run.info.run_id, evaluation.metrics(), name, version, message, os.path.relpath(example))
+
+
+def name_of(settings: TrainSettings, sources: Sources, parent: tuple[Parent, Checkpoint] | None) -> str:
+    """Return the name of a training's run, which tells it from others."""
+    first = (settings.backbone, sources.data.short_name, f"{settings.height} px")
+    return run_name(settings, *first, parent=parent[0].uri if parent else None)
 
 
 def parse_sources(settings: TrainSettings) -> Sources:
@@ -108,10 +128,10 @@ def read_parent(uri: str) -> tuple[Parent, Checkpoint]:
         raise CheckpointError(f"{parent.uri}, run {parent.run_id}: {error}") from None
 
 
-def split_of(settings: TrainSettings, sources: Sources) -> Split:
-    """Return the samples of the sources in their three parts. Raises what `Sources.split` raises."""
+def split_of(settings: TrainSettings, sources: Sources, left_out: list[Problem] | None = None) -> Split:
+    """Return the samples of the sources in their three parts. Does and raises what `Sources.split` does and raises."""
     vocabulary = Vocabulary(settings.vocabulary) if settings.vocabulary else None
-    return sources.split(settings.height, vocabulary, settings.seed, ImageMemory(settings.image_memory))
+    return sources.split(settings.height, vocabulary, settings.seed, ImageMemory(settings.image_memory), left_out)
 
 
 def learn(
@@ -128,7 +148,7 @@ def learn(
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
     vocabulary = vocabulary_of(settings, sources, split)
-    log_training(settings.model_dump(), sources, split, vocabulary, recipe)
+    images = log_training(settings.model_dump(), sources, split, vocabulary, settings.backbone, recipe)
     logger.info(
         "training %s on %s: %d images, %d for validation, %d for the test, %d characters",
         *(settings.backbone, choose_device(), len(split.train), len(split.validation), len(split.test)),
@@ -152,11 +172,11 @@ def learn(
         split, settings.epochs, settings.batch_size, settings.learning_rate, settings.patience, recipe
     )
     batches = batches_of(sources, split, settings.batch_size, settings.seed, settings.height, vocabulary)
-    model, history = fit(model, batches, split, schedule, started=parent is not None)
-    log_weights(Checkpoint.of(model).to_bytes())
-    evaluation = log_recognizer(model, split, example)
+    fitted = fit(model, batches, split, schedule, started=parent is not None)
+    log_weights(Checkpoint.of(fitted.model).to_bytes())
+    evaluation = log_recognizer(fitted.model, split, example, fitted.epoch, images["test"])
     assert evaluation  # a split has a test part
-    mlflow.log_figure(learning_curves(history), "learning_curves.png")
+    mlflow.log_figure(learning_curves(fitted.history), "learning_curves.png")
     return evaluation
 
 
@@ -178,20 +198,27 @@ def log_training(
     sources: Sources,
     split: Split,
     vocabulary: Vocabulary,
+    backbone: str,
     recipe: Recipe = recipes.DEFAULT,
-) -> None:
-    """Log the settings, `backbone` among them, what follows from them, and the data sets as MLflow's inputs."""
-    numbers = {f"recipe.{name}": value for name, value in recipe.changes().items()}
-    found = {"vocabulary_used": vocabulary.characters, "device": str(choose_device())}
-    log_settings({**settings, **numbers, **found})
+) -> dict[str, ImageSet]:
+    """Log the settings, what a training finds before it begins, and each part of the split, which are returned."""
+    log_settings({**settings, **{f"recipe.{name}": value for name, value in recipe.changes().items()}})
     mlflow.log_dict(recipe.model_dump(), "recipe.json")
-    mlflow.set_tags({"backbone": settings["backbone"], "data": sources.data.written})
-    log_inputs(split, sources.by_side())
+    log_facts(
+        {
+            "backbone": backbone,
+            "data": sources.data.written,
+            "vocabulary": vocabulary.characters,
+            "device": choose_device(),
+            "mlflow.runColor": COLOURS[backbone],
+        }
+    )
+    return log_inputs(split, sources.by_side())
 
 
 def log_parent(parent: Parent, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
     """Log the model that a training starts from, and report the characters new to it."""
-    mlflow.log_params({"init_used": parent.uri, "init_run": parent.run_id})
+    log_facts({"init_used": parent.uri, "init_run": parent.run_id})
     new = checkpoint.vocabulary.missing(vocabulary.characters)
     logger.info("starting from %s%s", parent.uri, f", new characters: {new}" if new else "")
     if new == vocabulary.characters:
@@ -234,10 +261,19 @@ def batches_of(sources: Sources, split: Split, size: int, seed: int, height: int
     return Batches(split.train, drawn, size, seed)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """The model of the epoch kept, that epoch, and the metrics of all epochs from 0 on."""
+
+    model: Crnn
+    epoch: int
+    history: list[dict[str, float]]
+
+
 def fit(
     model: Crnn, batches: Batches, split: Split, schedule: Schedule, keep_last: bool = False, started: bool = False
-) -> tuple[Crnn, list[dict[str, float]]]:
-    """Train the model, log each epoch, and return the model of the epoch kept and the metrics of all epochs.
+) -> Fitted:
+    """Train the model, log each epoch, and return the model of the epoch kept.
 
     Args:
         model: new, or with the weights to start from; it is changed.
@@ -250,7 +286,7 @@ def fit(
     Raises:
         TrainingError: the training cannot go on.
     """
-    mlflow.log_params({"model_parameters": sum(p.numel() for p in model.parameters())})
+    log_facts({"parameters": sum(p.numel() for p in model.parameters())})
     state = TrainingState(model.to(choose_device()).to(memory_format=torch.channels_last), schedule.recipe)
     history: list[dict[str, float]] = []
     for result in train_epochs(state, batches, split.validation, schedule, _progress):
@@ -265,7 +301,7 @@ def fit(
     mlflow.log_metrics({"best_epoch": state.kept_epoch})
     trained = state.average.cpu().to(memory_format=torch.contiguous_format)
     trained.load_state_dict(state.kept)
-    return trained, history
+    return Fitted(trained, state.kept_epoch, history)
 
 
 def _log_epoch(result: EpochResult, epochs: int) -> None:
@@ -297,8 +333,10 @@ def _warn(warning: str | None) -> None:
         logger.warning(warning)
 
 
-def log_recognizer(model: Crnn, split: Split, example: Path) -> Evaluation | None:
-    """Export the model, check it on the validation images, test it where there are test images, and log it.
+def log_recognizer(model: Crnn, split: Split, example: Path, step: int, images: ImageSet) -> Evaluation | None:
+    """Export the model, check it on the validation images, log it, and test it where there are test images.
+
+    `step` is that of the metrics which the model has earned, `images` the test side as MLflow knows it.
 
     Raises:
         TrainingError: the exported model does not agree with the trained one.
@@ -309,12 +347,20 @@ def log_recognizer(model: Crnn, split: Split, example: Path) -> Evaluation | Non
         recognizer = Recognizer.load(folder)
         if difference := disagreement(torch_recognizer(model), recognizer, split.validation):
             raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
-        mlflow.set_tags({f"sha256.{name}": digest for name, digest in digests.items()})
+        log_facts({f"sha256.{name}": digest for name, digest in digests.items()})
+        model_id = log_model(folder, example.read_bytes(), step).model_id
         evaluation = evaluate(recognizer, split.test) if split.test else None
         if evaluation:
-            log_test(evaluation)
-        log_model(folder, example.read_bytes())
+            log_test(evaluation, "test", model_id, images)
+    describe_run()
     return evaluation
+
+
+def describe_run() -> None:
+    """Let the active run say what came out of it."""
+    run = mlflow.active_run()
+    assert run
+    log_facts({NOTE: describe_training(mlflow.get_run(run.info.run_id))})
 
 
 def example_of(sources: Sources, sample: Sample) -> Path:

@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -49,8 +50,8 @@ def load_image(source: ImageSource) -> Image:
     """Return an image as (H, W, 3) uint8 RGB, upright, on white where it is transparent.
 
     Args:
-        source: the path of an image file, its content as bytes, an array that is (H, W, 3) uint8 RGB already, or
-            a PIL image of any mode but I and F.
+        source: the path of an image file, its content as bytes, an array of uint8 that is (H, W, 3) RGB already,
+            (H, W) grey or (H, W, 4) RGBA, or a PIL image of any mode but I and F.
 
     Raises:
         ImageError: the file cannot be read, the image is damaged or too big, or the source is none of these.
@@ -62,14 +63,20 @@ def load_image(source: ImageSource) -> Image:
     if isinstance(source, PIL.Image.Image):
         return _from_pil(source)
     is_array = isinstance(source, np.ndarray)
-    if is_array and source.dtype == np.uint8 and source.ndim == 3 and source.shape[2] == 3 and source.size:
+    if is_array and holds_pixels(source):
         _check_size(source.shape[1], source.shape[0])
-        return source
+        return source if source.shape[2:] == (3,) else _on_white(PIL.Image.fromarray(source))
     given = f"an array {source.shape} of {source.dtype}" if is_array else type(source).__name__
     raise ImageError(
         f"{given} is no image that can be read: give a path, the bytes of an image file, "
-        "an array (H, W, 3) of uint8, or a PIL image"
+        "an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or a PIL image"
     )
+
+
+def holds_pixels(array: NDArray[Any]) -> bool:
+    """Return whether an array is an image: (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, not empty."""
+    channels = array.shape[2:]
+    return array.dtype == np.uint8 and array.ndim > 1 and channels in ((), (3,), (4,)) and array.size > 0
 
 
 def image_format(data: bytes) -> str:

@@ -6,16 +6,29 @@ the package `captcha.reading`. Nothing imports it.
 
 import base64
 import binascii
+import functools
+import os
 from pathlib import Path
 from typing import Any, get_args
 
 import mlflow
+import numpy as np
 import pandas as pd
+import PIL.Image
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.model import PythonModel
 
-from captcha.reading.images import MAX_BYTES, Image, ImageError, decode_image, resize_to_height
+from captcha.reading.images import (
+    MAX_BYTES,
+    Image,
+    ImageError,
+    decode_image,
+    holds_pixels,
+    load_image,
+    resize_to_height,
+)
 from captcha.reading.recognizer import ARTIFACT, Decoder, Recognizer, RecognizerError
 
 MAX_ROWS = 1024
@@ -41,11 +54,13 @@ class CaptchaModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Load the recogniser, whose files are checked against their sha256."""
         self.recognizer = Recognizer.load(Path(context.artifacts[ARTIFACT]))
+        _ask_for_frames()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return text, confidence and character_confidences of each row's `image`.
 
-        An image is a file's content, in base64 with or without a `data:` prefix and line breaks, or as bytes.
+        An image is a file's content, in base64 with or without a `data:` prefix and line breaks, or as bytes; from
+        Python also an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or a PIL image.
 
         Raises:
             RequestError: naming the bad rows, the first being row 0, or the bad parameter.
@@ -79,10 +94,81 @@ class CaptchaModel(PythonModel):
         images, problems = [], []
         for row, value in enumerate(values):
             try:
-                images.append(resize_to_height(decode_image(_content(value)), self.recognizer.height))
+                images.append(resize_to_height(_image(value), self.recognizer.height))
             except ImageError as error:
                 problems.append(f"row {row}: {error}")
         return images, problems
+
+    @staticmethod
+    def frame_of_images(given: object) -> pd.DataFrame:
+        """Return what one gives `predict` in a notebook as the frame that the signature asks for, `image` its column.
+
+        Raises:
+            RequestError: it is nothing that could hold images.
+        """
+        if isinstance(given, pd.DataFrame):
+            named = [name for name in given.columns if name == "image"] or list(given.columns)
+            if len(named) == 1:
+                return pd.DataFrame({"image": given[named[0]].astype(object)})
+        elif isinstance(given, dict):
+            if "image" in given:
+                return _frame(given["image"])
+        elif isinstance(given, list) and given and all(isinstance(row, dict) and "image" in row for row in given):
+            return _frame([row["image"] for row in given])
+        else:
+            return _frame(given)
+        raise RequestError(f"{NO_IMAGE}, not a {type(given).__name__} without `image`")
+
+
+NO_IMAGE = (
+    "give base64 text, bytes, uint8 arrays (H, W), (H, W, 3) or (H, W, 4), or PIL images: "
+    "one, a list, or a column `image`"
+)
+
+
+def _frame(given: object) -> pd.DataFrame:
+    """Return a frame with a row for the one image, or for each of several."""
+    if isinstance(given, np.ndarray):
+        one = given.ndim in (2, 3)
+        several = given.ndim == 4 or (given.ndim == 1 and given.dtype.kind in "OSU")  # objects, bytes, text
+    else:
+        one = isinstance(given, str | bytes | bytearray | memoryview | PIL.Image.Image)
+        several = isinstance(given, list | tuple | pd.Series)
+    if not one and not several:
+        raise RequestError(f"{NO_IMAGE}, not {type(given).__name__}")
+    return pd.DataFrame({"image": pd.Series([given] if one else list(given), dtype=object)})  # type: ignore[call-overload]
+
+
+def _ask_for_frames() -> None:
+    """Let `PyFuncModel.predict` take what one has in a notebook; what comes to a server stays as it is.
+
+    MLflow compares the input with the signature before it asks the model, and no signature lets plain lists, arrays
+    and PIL images through and still takes every form of HTTP request; its message holds the whole input.
+    """
+    predict = PyFuncModel.predict
+    if hasattr(predict, "asks_for_frames"):  # by another of these models in this process
+        return
+
+    @functools.wraps(predict)
+    def ask(self: PyFuncModel, data: Any, params: dict[str, Any] | None = None) -> Any:
+        frame_of_images = getattr(getattr(self._model_impl, "python_model", None), "frame_of_images", None)
+        if frame_of_images and os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT") != "true":
+            data = frame_of_images(data)
+        return predict(self, data, params)
+
+    ask.asks_for_frames = True  # type: ignore[attr-defined]
+    PyFuncModel.predict = ask  # type: ignore[method-assign]
+
+
+def _image(value: object) -> Image:
+    """Return the image that a row holds; a path or URL is none.
+
+    Raises:
+        ImageError: it is no image, or a bad one.
+    """
+    if isinstance(value, PIL.Image.Image) or (isinstance(value, np.ndarray) and holds_pixels(value)):
+        return load_image(value)
+    return decode_image(_content(value))
 
 
 def _content(value: object) -> bytes:
@@ -91,11 +177,13 @@ def _content(value: object) -> bytes:
     Raises:
         ImageError: null, neither text nor bytes, not base64, or too long.
     """
-    if isinstance(value, bytes | bytearray):
+    if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if not isinstance(value, str):
         if pd.Series([value], dtype=object).isna().item():
             raise ImageError("the image is null")
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+            raise ImageError(f"the image must be text in base64 or pixels of uint8, not {value.shape} of {value.dtype}")
         raise ImageError(f"the image must be text in base64, not {type(value).__name__}")
     if value == "None":  # what MLflow makes of a null in `inputs` and `instances`
         raise ImageError("the image is null")
@@ -109,7 +197,7 @@ def _content(value: object) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise ImageError("the image is not base64") from None
+        raise ImageError("the image is not base64, and no path is opened") from None
 
 
 mlflow.models.set_model(CaptchaModel())

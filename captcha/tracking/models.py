@@ -23,10 +23,8 @@ from mlflow.types.schema import Array
 
 import captcha
 from captcha.reading.recognizer import ARTIFACT, Recognizer
+from captcha.tracking.naming import meant
 from captcha.tracking.runs import RegistryError, connect
-
-LOGGED_MODEL = "recognizer"
-"""Name of the model in the run that trained it."""
 
 WEIGHTS_FOLDER, WEIGHTS_FILE = "weights", "model.safetensors"
 """Where a run keeps the weights that another training can start from; their sha256 is a tag of the run."""
@@ -55,6 +53,8 @@ def load_recognizer(model_uri: str) -> Recognizer:
         RecognizerError: if its files are damaged.
     """
     connect()
+    if not model_uri.startswith(("models:/", "runs:/")):
+        raise RegistryError(f"{model_uri!r} names no model: there is no such folder; {meant(model_uri)}")
     with tempfile.TemporaryDirectory() as folder:
         try:
             source = model_uri
@@ -63,8 +63,17 @@ def load_recognizer(model_uri: str) -> Recognizer:
                 source = f"models:/{logged_model(client, client.get_run(match[1])).model_id}"
             path = Path(mlflow.artifacts.download_artifacts(source, dst_path=folder))
         except (MlflowException, OSError) as error:
-            raise RegistryError(f"{model_uri}: {first_line(error)}; train one first, or name another") from None
+            raise _no_model(model_uri, error) from None
         return Recognizer.load(path / "artifacts" / ARTIFACT)
+
+
+def _no_model(uri: str, error: Exception) -> RegistryError:
+    """Return the error for a URI that MLflow cannot follow: what may have been meant, or what MLflow says."""
+    codes = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+    unknown = uri.startswith("models:") and isinstance(error, MlflowException) and error.error_code in codes
+    if unknown or uri in ("models:/", "runs:/"):
+        return RegistryError(f"{uri!r} names no model: {meant(uri)}")
+    return RegistryError(f"{uri}: {first_line(error)}; train one first, or name another")
 
 
 @dataclass(frozen=True)
@@ -95,14 +104,16 @@ def load_parent(uri: str) -> Parent:
         resolved, run_id = _run_behind(client, uri)
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise RegistryError(f"{uri}: {first_line(error)}; train one first, or name another") from None
+        raise _no_model(uri, error) from None
     weights = _weights(uri, run)
     params = run.data.params
     try:
-        meaning = {"backbone": params["backbone"], "vocabulary": params["vocabulary_used"], "height": params["height"]}
-        return Parent(resolved, run_id, data_of(run), params["test_data"], int(params["seed"]), weights, meaning)
+        meaning = {name: fact(run, name) for name in ("backbone", "vocabulary", "height")}
+        return Parent(
+            resolved, run_id, fact(run, "data"), fact(run, "test_data"), int(params["seed"]), weights, meaning
+        )
     except KeyError as error:
-        raise RegistryError(f"{uri}: run {run_id} is no training, it has no param {error}; name another") from None
+        raise RegistryError(f"{uri}: run {run_id} is no training, it does not say its {error}; name another") from None
 
 
 def _weights(uri: str, run: Run) -> bytes:
@@ -128,7 +139,7 @@ def _run_behind(client: MlflowClient, uri: str) -> tuple[str, str]:
         return uri, match[1]
     match = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
     if not match:
-        raise RegistryError(f"{uri!r} names no model: use models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
+        raise RegistryError(f"{uri!r} names no model: {meant(uri)}")
     name, alias, number = match.groups()
     version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     if not version.run_id:
@@ -145,12 +156,15 @@ def log_weights(content: bytes) -> None:
     mlflow.set_tag(f"sha256.{WEIGHTS_FILE}", hashlib.sha256(content).hexdigest())
 
 
-def log_model(recognizer: Path, example: bytes) -> ModelInfo:
-    """Log the recogniser in a folder to the active run as a model that MLflow can serve.
+def log_model(recognizer: Path, example: bytes, step: int) -> ModelInfo:
+    """Log the recogniser in a folder to the active run, under its name, as a model that MLflow can serve.
 
     The folder must be named `ARTIFACT`: the model keeps it in `artifacts/` under its own name.
-    `example` is an image file's content, for the model's input example.
+    `example` is an image file's content, for the model's input example. The model's page shows the metrics that the
+    run has at `step`, the epoch that the weights are of.
     """
+    run = mlflow.active_run()
+    assert run
     package = Path(captcha.__file__).parent
     with tempfile.TemporaryDirectory() as temporary:
         code = Path(temporary) / package.name
@@ -158,7 +172,8 @@ def log_model(recognizer: Path, example: bytes) -> ModelInfo:
         shutil.copy(package / "__init__.py", code)
         paths = list(sys.path)
         info: ModelInfo = mlflow.pyfunc.log_model(
-            name=LOGGED_MODEL,
+            name=re.sub(r"[/:.%\"']", "-", run.info.run_name),  # MLflow allows these in no model's name
+            step=step,
             python_model=str(package / "reading" / "serving.py"),
             code_paths=[str(code)],
             artifacts={ARTIFACT: str(recognizer)},
@@ -172,19 +187,23 @@ def log_model(recognizer: Path, example: bytes) -> ModelInfo:
     return info
 
 
-def data_of(run: Run) -> str:
-    """Return what the run was trained on: the tag, as `mlflow run` logs params quoted for the shell."""
-    return run.data.tags.get("data", run.data.params["data"])
+def fact(run: Run, name: str) -> str:
+    """Return what a run has found, a tag; runs of the first versions have most of it as params.
+
+    The tag comes first: `mlflow run` logs params as it has quoted them for the shell.
+
+    Raises:
+        KeyError: the run has neither.
+    """
+    tags, params = run.data.tags, run.data.params
+    return tags[name] if name in tags else params[{"vocabulary": "vocabulary_used"}.get(name, name)]
 
 
 def logged_model(client: MlflowClient, run: Run) -> LoggedModel:
     """Return the recogniser that a run has logged."""
-    outputs = run.outputs.model_outputs if run.outputs else []
-    for output in outputs:
-        model = client.get_logged_model(output.model_id)
-        if model.name == LOGGED_MODEL:
-            return model
-    raise RegistryError(f"run {run.info.run_id} holds no model named {LOGGED_MODEL}: it did not end its training")
+    if not run.outputs or not run.outputs.model_outputs:
+        raise RegistryError(f"run {run.info.run_id} holds no model: it did not end its training")
+    return client.get_logged_model(run.outputs.model_outputs[-1].model_id)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,19 +1,28 @@
-"""What a run holds: settings, inputs, pictures of predictions, the test's metrics and files."""
+"""What a run holds: settings, facts, inputs, pictures of predictions, the test's figures and files."""
 
-from collections.abc import Mapping
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+from PIL import Image
 
-from captcha.data.samples import Split, digest
+from captcha.data.problems import Problem, printable
+from captcha.data.samples import Sample, Split, digest
 from captcha.data.sources import Folder, Source
 from captcha.evaluation.metrics import character_confusion
 from captcha.evaluation.results import Evaluation
 from captcha.settings import written
+
+THUMBNAILS = 100
+"""Rows of a test's table that show their image: a file is logged for each, over a network a request."""
 
 
 def log_settings(settings: Mapping[str, object]) -> None:
@@ -26,20 +35,45 @@ def log_settings(settings: Mapping[str, object]) -> None:
     mlflow.log_params({key: written(value) for key, value in settings.items() if key not in known})
 
 
-def log_inputs(split: Split, sources: Mapping[str, Source]) -> None:
-    """Log each side of a split, with its source, as an input of the run, and as params its count and digest."""
+def log_facts(facts: Mapping[str, object]) -> None:
+    """Log what a run has found, beside its settings, as tags: MLflow prints all params of a run under each picture."""
+    mlflow.set_tags({key: str(value) for key, value in facts.items()})
+
+
+class ImageSet(MetaDataset):
+    """Images with labels as MLflow knows a data set: where they come from, their digest and their count."""
+
+    def __init__(self, source: Source, samples: Sequence[Sample], context: str) -> None:
+        self._images = len(samples)  # before what follows, which asks for the profile
+        super().__init__(_dataset_source(source), name=f"{source.short_name}-{context}", digest=digest(samples))
+
+    @property
+    def profile(self) -> dict[str, int]:
+        """The count, under the name by which MLflow shows it."""
+        return {"num_rows": self._images}
+
+    def to_dict(self) -> dict[str, str]:
+        """Return what MLflow stores; a MetaDataset's own has no profile."""
+        return {**super().to_dict(), "profile": json.dumps(self.profile)}
+
+
+def log_inputs(split: Split, sources: Mapping[str, Source]) -> dict[str, ImageSet]:
+    """Log each side of a split, with its source, as an input of the run, and its count and digest; return them."""
     sides = {"train": split.train, "validation": split.validation, "test": split.test}
-    digests = {side: digest(samples) for side, samples in sides.items()}
-    log_settings(
-        {
-            **{f"{side}_images": len(samples) for side, samples in sides.items()},
-            **{f"{side}_digest": each for side, each in digests.items()},
-            "split_digest": split.digest,
-        }
-    )
-    for side, source in sources.items():
-        name = f"{source.short_name}-{side}"
-        mlflow.log_input(MetaDataset(_dataset_source(source), name=name, digest=digests[side]), context=side)  # type: ignore[abstract]
+    sets = {side: ImageSet(sources[side], samples, side) for side, samples in sides.items()}
+    for side, each in sets.items():
+        mlflow.log_input(each, context=side)
+        log_facts({f"{side}_images": len(sides[side]), f"{side}_digest": each.digest})
+    log_facts({"split_digest": split.digest})
+    return sets
+
+
+def log_left_out(problems: Sequence[Problem]) -> None:
+    """Log how many files were left out for their problems, as a tag, and the problems as problems.csv, if any."""
+    mlflow.set_tags({"left_out": len({problem.file for problem in problems})})
+    if problems:
+        rows = [(printable(problem.file), problem.kind, problem.message) for problem in problems]
+        mlflow.log_text(pd.DataFrame(rows, columns=["file", "kind", "message"]).to_csv(index=False), "problems.csv")
 
 
 def _dataset_source(source: Source) -> DatasetSource:
@@ -56,30 +90,87 @@ def log_predictions(evaluation: Evaluation, key: str, step: int) -> None:
     mlflow.log_image(prediction_grid(evaluation), key=key, step=step)
 
 
-def log_test(evaluation: Evaluation) -> None:
-    """Log the metrics of a test, every prediction, the confusions and a picture."""
-    from captcha.evaluation.plots import confusion_figure, prediction_grid  # brings matplotlib, as above
+def log_test(
+    evaluation: Evaluation, prefix: str = "test", model_id: str | None = None, images: ImageSet | None = None
+) -> None:
+    """Log the figures of a test, its tables and pictures; all names begin with the prefix.
 
-    metrics = {f"test/{key}": value for key, value in evaluation.metrics().items()}
+    Exact match and character error rate are metrics, which MLflow draws; all figures stand in `test.json`, and what
+    a person compares by in tags. `test_predictions.json` has every reading and `test_confusion.json` every pair of
+    characters, mistakes first; `test_mistakes.png` and `test_predictions.png` show the mistakes and the first images.
+    `model_id` and `images` are the logged model and the data set measured.
+    """
+    from captcha.evaluation.plots import confusion_figure, mistake_grid, prediction_grid  # brings matplotlib, as above
+
+    figures = evaluation.metrics()
+    drawn = {f"{prefix}/{key}": figures[key] for key in ("exact_match", "cer")}
+    mlflow.log_metrics(drawn, step=0, model_id=model_id, dataset=images)  # MLflow draws one bar for a metric at step 0
     repeats = evaluation.with_repeats()
     if repeats.samples:
-        metrics["test/exact_match_repeats"] = repeats.exact_match
-        metrics["test/n_repeats"] = len(repeats.samples)
-    mlflow.log_metrics(metrics)
-    mlflow.log_table(
-        pd.DataFrame(
-            {
-                "file": [sample.name for sample in evaluation.samples],
-                "label": evaluation.references,
-                "prediction": evaluation.predictions,
-                "right": [p == r for p, r in zip(evaluation.predictions, evaluation.references, strict=True)],
-                "confidence": [reading.confidence for reading in evaluation.readings],
-            }
-        ),
-        "test_predictions.json",
+        figures |= {"exact_match_repeats": repeats.exact_match, "n_repeats": len(repeats.samples)}
+    mlflow.log_dict(figures, f"{prefix}.json")
+    log_facts(
+        {
+            f"{prefix}_images": len(evaluation.samples),
+            f"{prefix}_right": len(evaluation.samples) - evaluation.wrong,
+            f"{prefix}_low": f"{figures['exact_match_low']:.4f}",
+            f"{prefix}_high": f"{figures['exact_match_high']:.4f}",
+        }
     )
-    confusion = character_confusion(evaluation.predictions, evaluation.references)
-    rows = [(label, read, count) for (label, read), count in confusion.most_common()]
-    mlflow.log_table(pd.DataFrame(rows, columns=["label", "prediction", "count"]), "test_confusion.json")
-    mlflow.log_figure(confusion_figure(evaluation), "test_confusion.png")
-    mlflow.log_image(prediction_grid(evaluation), artifact_file="test_predictions.png")
+    mlflow.log_table(_predictions(evaluation, f"{prefix}_predictions"), f"{prefix}_predictions.json")
+    mlflow.log_table(_confusions(evaluation), f"{prefix}_confusion.json")
+    mlflow.log_figure(confusion_figure(evaluation), f"{prefix}_confusion.png")
+    mlflow.log_image(mistake_grid(evaluation), artifact_file=f"{prefix}_mistakes.png")
+    mlflow.log_image(prediction_grid(evaluation), artifact_file=f"{prefix}_predictions.png")
+
+
+def _predictions(evaluation: Evaluation, table: str) -> pd.DataFrame:
+    """Return every reading, mistakes first, the first of them beside their images, and log these images."""
+    ordered = evaluation.mistakes_first()
+    # MLflow compares the tables of runs by their first column of texts, and shows the second.
+    columns = {
+        "image": _thumbnails(ordered, f"table_images/{table}"),
+        "label": [_quoted(text) for text in ordered.references],
+        "prediction": [_quoted(text) for text in ordered.predictions],
+        "right": [p == r for p, r in zip(ordered.predictions, ordered.references, strict=True)],
+        "confidence": [reading.confidence for reading in ordered.readings],
+    }
+    files = [str(sample.folder.resolve() / sample.name) for sample in ordered.samples if sample.folder]
+    return pd.DataFrame(columns | ({"file": files} if len(files) == len(ordered.samples) else {}))
+
+
+def _thumbnails(evaluation: Evaluation, folder: str) -> list[dict[str, str]]:
+    """Log the images of the first rows into the folder of the run, and return for each row what MLflow shows as one.
+
+    This is what `mlflow.log_table` makes of an `mlflow.Image`. But that logs two files for each row, one by one, and
+    refuses rows without an image: these show a white pixel here.
+    """
+    images = {f"{i:03}": sample.image for i, sample in enumerate(evaluation.samples[:THUMBNAILS])}
+    if len(evaluation.samples) > THUMBNAILS:
+        images["none"] = np.full((1, 1, 3), 255, np.uint8)
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, image in images.items():
+            thumbnail = Image.fromarray(image)
+            thumbnail.thumbnail((1024, 1024))  # changes only what is wider; WebP holds 16,383 pixels
+            thumbnail.save(Path(temporary) / f"{name}.webp", quality=90)
+        mlflow.log_artifacts(temporary, folder)
+    names = [f"{i:03}" if i < THUMBNAILS else "none" for i in range(len(evaluation.samples))]
+    paths = [f"{folder}/{name}.webp" for name in names]
+    return [{"type": "image", "filepath": path, "compressed_filepath": path} for path in paths]
+
+
+def _confusions(evaluation: Evaluation) -> pd.DataFrame:
+    """Return how often each character was read as which, mistakes first; "" stands for none."""
+    counts = character_confusion(evaluation.predictions, evaluation.references).most_common()
+    counts.sort(key=lambda each: each[0][0] == each[0][1])
+    rows = [(_quoted(label), _quoted(read), count) for (label, read), count in counts]
+    return pd.DataFrame(rows, columns=["label", "prediction", "count"])
+
+
+def _quoted(text: str) -> str:
+    """Return a text as JSON writes it, in quotes.
+
+    Without quotes MLflow takes what looks like a number for one: the comparison of tables shows 244e2 as 24400, and
+    `mlflow.load_table` makes 42 of 00042 in a column of digits.
+    """
+    return json.dumps(text, ensure_ascii=False)

@@ -1,17 +1,23 @@
 """The MLflow registry: versions of a model, what they say of themselves, the champion."""
 
 import contextlib
+import json
 import re
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from captcha.reading.recognizer import MODEL_FILE
 from captcha.settings import CHAMPION, MODEL_NAME_PATTERN
-from captcha.tracking.models import data_of, first_line, logged_model
+from captcha.tracking.card import write_card
+from captcha.tracking.descriptions import describe_training, measured, percent
+from captcha.tracking.models import fact, first_line, logged_model
 from captcha.tracking.runs import RegistryError, connect
+
+CHAMPION_FLOOR = 0.1
+"""Exact match on its test images that a version needs to become champion."""
 
 
 def register(run_id: str, name: str) -> tuple[str, int, str]:
@@ -32,10 +38,11 @@ def register(run_id: str, name: str) -> tuple[str, int, str]:
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise RegistryError(f"run {run_id}: {first_line(error)}") from None
+        wanted = "give a run's id alone, 32 letters and digits, as `mlflow ui` shows it"
+        raise RegistryError(f"run {run_id}: {first_line(error)}; {wanted}") from None
     model = logged_model(client, run)
     with contextlib.suppress(MlflowException):
-        client.create_registered_model(name, description=MODEL_DESCRIPTION)
+        client.create_registered_model(name)
     source = f"models:/{model.model_id}"
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.tags.get("model_id") == model.model_id:
@@ -45,10 +52,20 @@ def register(run_id: str, name: str) -> tuple[str, int, str]:
         source,
         run_id=run_id,
         tags={"model_id": model.model_id, **_version_tags(run)},
-        description=_version_description(run),
+        description=describe_training(run),
         model_id=model.model_id,
     )
-    return name, int(version.version), _promote(client, name, version)
+    _link(client, model, name, int(version.version))
+    told = _promote(client, name, version)
+    write_card(name)
+    return name, int(version.version), told
+
+
+def _link(client: MlflowClient, model: LoggedModel, name: str, version: int) -> None:
+    """Name the version on the model's own page, as `mlflow.register_model` does."""
+    linked = json.loads(model.tags.get("mlflow.modelVersions", "[]"))
+    tag = json.dumps([*linked, {"name": name, "version": version}])
+    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": tag})
 
 
 def is_champion(name: str, version: int) -> bool:
@@ -62,12 +79,18 @@ def is_champion(name: str, version: int) -> bool:
 def _promote(client: MlflowClient, name: str, version: ModelVersion) -> str:
     """Give the champion's alias to a version that has none to beat, or beats it on the same test images."""
     number = version.version
+    new = version.tags
+    if "exact_match" in new and float(new["exact_match"]) < CHAMPION_FLOOR:
+        return (
+            f"{name} version {number} registered, but not as {CHAMPION}: it reads {percent(new['exact_match'])} of the "
+            f"test images, and a {CHAMPION} reads {percent(CHAMPION_FLOOR)} or more"
+        )
     try:
         champion = client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException:
         client.set_registered_model_alias(name, CHAMPION, number)
         return f"{name} version {number} registered, the first {CHAMPION}"
-    old, new = champion.tags, version.tags
+    old = champion.tags
     if "exact_match" not in new:
         return f"{name} version {number} registered; version {champion.version} stays {CHAMPION}: no labels to test on"
     if old.get("test_digest") != new.get("test_digest"):
@@ -80,44 +103,15 @@ def _promote(client: MlflowClient, name: str, version: ModelVersion) -> str:
     return f"{name} version {number} registered with {new['exact_match']} exact match; {reason}"
 
 
-MODEL_DESCRIPTION = """Reads text CAPTCHAs: CRNN (convolutions, two bidirectional GRU layers) with CTC, on ONNX Runtime.
-
-Input: a column `image` of base64 strings (with or without `data:` prefix) or bytes. Output: `text`, `confidence`
-and the confidence of each character. Parameters: `decoder` (greedy or beam) and `beam_width`."""
-
-
 def _version_tags(run: Run) -> dict[str, str]:
     """Return what a person compares versions by, from the run that trained it."""
-    params, metrics, tags = run.data.params, run.data.metrics, run.data.tags
-    return {
-        "backbone": params["backbone"],
-        "data": data_of(run),
-        "vocabulary": params["vocabulary_used"],
-        **_test_tags(params, metrics),
-        "onnx_sha256": tags[f"sha256.{MODEL_FILE}"],
-        **({"init": params["init_used"]} if "init_used" in params else {}),
-    }
-
-
-def _test_tags(params: dict[str, str], metrics: dict[str, float]) -> dict[str, str]:
-    if "test/exact_match" not in metrics:  # adapted to images without labels
-        return {}
-    return {
-        "exact_match": f"{metrics['test/exact_match']:.4f}",
-        "cer": f"{metrics['test/cer']:.4f}",
-        "test_images": f"{metrics['test/n']:.0f}",
-        "test_digest": params["test_digest"],
-    }
-
-
-def _version_description(run: Run) -> str:
-    params, metrics = run.data.params, run.data.metrics
-    start = f", started from {params['init_used']}," if "init_used" in params else ""
-    trained = f"{params['backbone']}{start} trained on `{data_of(run)}`, seed {params['seed']}"
-    if "test/exact_match" not in metrics:
-        return f"{trained}: not tested, there were no labels."
-    return (
-        f"{trained}: exact match {metrics['test/exact_match']:.2%} "
-        f"({metrics['test/exact_match_low']:.2%} to {metrics['test/exact_match_high']:.2%}) "
-        f"on {metrics['test/n']:.0f} test images that training never saw."
-    )
+    tags = {"backbone": fact(run, "backbone"), "data": fact(run, "data"), "vocabulary": fact(run, "vocabulary")}
+    if figures := measured(run, "test"):  # none where a model was adapted to images without labels
+        right, n, low, high = figures
+        metrics = run.data.metrics
+        tags |= {"exact_match": f"{metrics['test/exact_match']:.4f}", "cer": f"{metrics['test/cer']:.4f}"}
+        tags |= {"test_images": str(n), "test_right": str(right), "test_low": f"{low:.4f}", "test_high": f"{high:.4f}"}
+        tags["test_digest"] = fact(run, "test_digest")
+    with contextlib.suppress(KeyError):
+        tags["init"] = fact(run, "init_used")
+    return tags | {"weights_sha256": run.data.tags[f"sha256.{MODEL_FILE}"]}

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import mlflow
@@ -15,6 +15,11 @@ from mlflow.entities import Run
 from captcha import CaptchaError
 from captcha.settings import EXPERIMENT_NAME, project_root
 from captcha.tracking.view import write_view
+
+NOTE, RUN_NAME = "mlflow.note.content", "mlflow.runName"
+"""MLflow's tags for a description and a run's name."""
+
+DEFAULT_EXPERIMENT = "0"
 
 
 class RegistryError(CaptchaError):
@@ -51,30 +56,38 @@ def tracked_run(run_name: str, nested: bool = False) -> Iterator[Run]:
     """Start a run, or resume the one that `mlflow run` has made; end it FINISHED, FAILED or KILLED.
 
     A nested run belongs to the active one, which logs the system metrics of both; others go to the experiment
-    `captcha`, which gets the view and the note that it lacks.
+    `captcha`, or that of MLFLOW_EXPERIMENT_NAME, which gets the view and the note that it lacks. A run that fails says
+    why in its description.
     """
+    left = None
     if not nested:
         connect()
-        _leave_unusable_run()
+        left = _leave_run_elsewhere()
         if "MLFLOW_RUN_ID" not in os.environ:
             _set_experiment()
+    tags = {key: value for key, value in left.data.tags.items() if key.startswith("mlflow.")} if left else {}
     try:
-        run = mlflow.start_run(run_name=run_name, nested=nested, log_system_metrics=not nested)
+        run = mlflow.start_run(run_name=run_name, nested=nested, tags=tags, log_system_metrics=not nested)
+        if left:
+            _refer(left, run)
         if not nested:
             write_view(run.info.experiment_id)
         yield run
     except (KeyboardInterrupt, SystemExit):
-        _end_run("KILLED")
+        _end_run("KILLED", "Stopped before its end.")
         raise
-    except BaseException:
-        _end_run("FAILED")
+    except BaseException as error:
+        _end_run("FAILED", f"Failed: {error or type(error).__name__}")
         raise
     _end_run("FINISHED")
 
 
-def _end_run(status: str) -> None:
+def _end_run(status: str, description: str | None = None) -> None:
     """End the run; MLflow's lines about it go to standard error, as standard output is for results."""
     with contextlib.redirect_stdout(sys.stderr):
+        if description:
+            with contextlib.suppress(Exception):  # what has ended the run is what a person must read
+                mlflow.set_tag(NOTE, description)
         mlflow.end_run(status)
 
 
@@ -87,22 +100,44 @@ def _set_experiment() -> None:
     mlflow.set_experiment(name)
 
 
-def _leave_unusable_run() -> None:
-    """Leave a run of `mlflow run` whose artifacts cannot be written, for one of our own.
+def _leave_run_elsewhere() -> Run | None:
+    """Leave the run of `mlflow run`, and return it, where it is not in an experiment of ours; None where it is.
 
-    Where `mlflow ui` has made the database, the default experiment keeps its artifacts behind that server
-    (mlflow-artifacts:/0), and a process that writes to the database directly cannot reach them.
+    Bare `mlflow run .` makes it in the default experiment. And where `mlflow ui` has made the database, an experiment
+    may keep its artifacts behind that server (mlflow-artifacts:), where a process that writes to the database directly
+    cannot reach them.
     """
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id is None or mlflow.get_tracking_uri().startswith("http"):
-        return
+    if run_id is None:
+        return None
+    run: Run = MlflowClient().get_run(run_id)
+    unreachable = run.info.artifact_uri.startswith("mlflow-artifacts:") and not tracking_uri().startswith("http")
+    if run.info.experiment_id != DEFAULT_EXPERIMENT and not unreachable:
+        return None
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        os.environ.pop(name, None)
+    return run
+
+
+def _refer(left: Run, run: Run) -> None:
+    """Let a run left behind say which one has taken its place; `mlflow run` ends it, so it cannot be deleted."""
+    experiment, run_id = run.info.experiment_id, run.info.run_id
+    place = f"[experiment `{EXPERIMENT_NAME}`](#/experiments/{experiment}/runs/{run_id})"
     client = MlflowClient()
-    if client.get_run(run_id).info.artifact_uri.startswith("mlflow-artifacts:"):
-        note = f"The run itself stands in the experiment `{EXPERIMENT_NAME}`: this one's artifacts cannot be written."
-        client.set_tag(run_id, "mlflow.note.content", note)
-        client.set_tag(run_id, "mlflow.runName", "started by mlflow run, see its description")
-        for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
-            os.environ.pop(name, None)
+    client.set_tag(left.info.run_id, NOTE, f"This run stands in the {place}; `mlflow run` made this one to start it.")
+    client.set_tag(left.info.run_id, RUN_NAME, run.info.run_name)
+
+
+def tag_unused_run(tags: Mapping[str, str], status: str | None = None) -> None:
+    """Tag the run that `mlflow run` has made for a command that has none, or that failed before its own began.
+
+    With a status, end it too: `mlflow run` does that itself where it still lives.
+    """
+    client, run_id = MlflowClient(), os.environ["MLFLOW_RUN_ID"]
+    for key, value in tags.items():
+        client.set_tag(run_id, key, value)
+    if status:
+        client.set_terminated(run_id, status)
 
 
 def tracking_uri() -> str:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE as NOTE_TAG
 
 TESTED_MLFLOW = "3.17.2"
 """The version whose pages are known to open a view of this form. MLflow documents none: others get no view."""
@@ -17,7 +18,6 @@ TESTED_MLFLOW = "3.17.2"
 VIEW = "captcha"
 """The view's name among the saved ones, and its key in the link."""
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-NOTE_TAG = "mlflow.note.content"
 
 LOCAL = "http://127.0.0.1:5000"
 """Where `mlflow ui` answers unless told otherwise."""

@@ -223,15 +223,22 @@ def test_from_a_run_to_its_model_and_the_version(browser: WebDriver, pages: Page
     follow(browser, f'{RUN}[href$="{run.info.run_id}"]')
     see(browser, "About this run", run.info.run_id, "digits-train", "captcha-crnn", f"v{version.version}")
     follow(browser, 'a[href*="/models/m-"]')
-    see(browser, "About this logged model", run.info.run_id)
-    [shown] = [value for name, _, value in until(browser, lambda: metrics(browser)) if name == "test/exact_match"]
-    assert shown == pytest.approx(run.data.metrics["test/exact_match"])
+    page = see(
+        browser, "About this logged model", run.info.run_id, "Datasets used\ndigits-", "Model versions\ncaptcha-crnn"
+    )
+    assert "Not registered" not in page
+    shown = until(browser, lambda: metrics(browser))
+    kept = run.data.metrics["best_epoch"]
+    for name in ("val/loss", "val/exact_match"):  # of the epoch kept, not of the untrained network
+        [expected] = [each.value for each in client.get_metric_history(run.info.run_id, name) if each.step == kept]
+        assert [value for key, _, value in shown if key == name] == [pytest.approx(expected)]
+    [(data, value)] = [(data, value) for key, data, value in shown if key == "test/exact_match"]
+    assert data.startswith("digits-test")
+    assert value == pytest.approx(run.data.metrics["test/exact_match"])
 
-    browser.close()
-    browser.switch_to.window(browser.window_handles[-1])
     follow(browser, f'a[href$="#/models/captcha-crnn/versions/{version.version}"]')
     follow(browser, 'a[href$="#/models/captcha-crnn"]')
-    see(browser, "Reads text CAPTCHAs", "@ champion")
+    see(browser, "captcha-crnn", "@ champion")
     follow(browser, f'a[href$="#/models/captcha-crnn/versions/{version.version}"]')
-    see(browser, f"exact match {run.data.metrics['test/exact_match']:.2%}", "Source Run", "@ champion")
+    see(browser, "@ champion", version.tags["exact_match"], version.tags["test_digest"])
     assert find(browser, f'a[href*="{run.info.run_id}"]')

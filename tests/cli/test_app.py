@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
@@ -126,8 +127,8 @@ def test_train_trains_as_told_and_prints_what_came_of_it(monkeypatch: pytest.Mon
 def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
     asked: list[object] = []
 
-    def stand_in(folder: str, model: str) -> dict[str, float]:
-        asked.append((folder, model))
+    def stand_in(folder: str, model: str, problems: str) -> dict[str, float]:
+        asked.append((folder, model, problems))
         return FIGURES
 
     monkeypatch.setattr(evaluate, "evaluate", stand_in)
@@ -135,9 +136,12 @@ def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Ca
     assert capsys.readouterr().out == (
         "exact match 99.00% (95 % interval 95.00% to 99.80%), 1 of 100 wrong, character error rate 0.20%\n"
     )
-    assert run("evaluate", str(tmp_path), "--model", "models:/m/2", "--json") == 0
+    assert run("evaluate", str(tmp_path), "--model", "models:/m/2", "--problems", "leave-out", "--json") == 0
     assert json.loads(capsys.readouterr().out) == FIGURES
-    assert asked == [(str(tmp_path), "models:/captcha-crnn@champion"), (str(tmp_path), "models:/m/2")]
+    assert asked == [
+        (str(tmp_path), "models:/captcha-crnn@champion", "stop"),
+        (str(tmp_path), "models:/m/2", "leave-out"),
+    ]
 
 
 def test_predict_reads_the_others_where_one_file_cannot_be_read(
@@ -212,6 +216,32 @@ def test_check_counts_and_ends_with_1_on_an_error(capsys: Capture, captcha_folde
     assert [(problem["file"], problem["fatal"]) for problem in facts["problems"]] == [("999.png", True)]
 
 
+def test_check_shows_what_is_left_and_ends_with_1_if_that_is_nothing(
+    capsys: Capture, captcha_folder: Path, spoil: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    assert run("check", str(captcha_folder), "--problems", "leave-out") == 0
+    clean = capsys.readouterr().out
+    spoilt = spoil(captcha_folder, tmp_path / "spoilt")
+    assert run("check", str(spoilt)) == 1
+    assert "error: torn.png" in capsys.readouterr().out
+
+    assert run("check", str(spoilt), "--problems", "leave-out") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(clean)
+    lines = printed.removeprefix(clean).splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == ["left out"] * 4
+    assert lines[-1] == "left out 4 of 64 images: 2 contradicting labels, 1 empty label, 1 unreadable image"
+
+    assert run("check", str(spoilt), "--problems", "leave-out", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["images"], len(facts["problems"])) == (60, 4)
+
+    for file in captcha_folder.iterdir():
+        file.write_bytes(b"torn")
+    assert run("check", str(captcha_folder), "--problems", "leave-out") == 1
+    assert capsys.readouterr().out.endswith("left out 60 of 60 images: 60 unreadable image\n")
+
+
 def test_check_names_characters_outside_the_vocabulary(capsys: Capture, captcha_folder: Path) -> None:
     assert run("check", str(captcha_folder), "--vocabulary", "012345678") == 1
     assert "049.png" in capsys.readouterr().out
@@ -229,6 +259,7 @@ def test_check_names_characters_outside_the_vocabulary(capsys: Capture, captcha_
         (["train", "--epochs", "many"], "'--epochs': .*valid integer"),
         (["train", "--backbone", "vgg"], "'--backbone': 'vgg' .*'resnet18', 'compact'"),
         (["train", "--pretrained", "--backbone", "compact"], "pretrained weights .* not for compact"),
+        (["train", "--problems", "skip"], "'--problems': 'skip' .*'stop', 'leave-out'"),
         (["train", "--data", ""], "'--data': it is empty"),
         (["train", "--vocabulary", ""], "--vocabulary: .*at least 1 character"),
         (["evaluate"], "Missing argument 'DIR'"),

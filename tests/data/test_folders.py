@@ -39,6 +39,11 @@ def test_a_sample_holds_the_pixels_of_its_file(captcha_folder: Path, draw: Draw)
     assert np.array_equal(sample.image, draw(sample.text))
 
 
+def test_a_sample_knows_where_its_file_lies(captcha_folder: Path) -> None:
+    samples, _, _ = read_samples(captcha_folder, 32)
+    assert all(sample.folder and (sample.folder / sample.name).is_file() for sample in samples)
+
+
 def test_extensions_are_known_in_any_case_and_other_files_are_left_alone(tmp_path: Path, write_image: Write) -> None:
     for name in ["a.PNG", "b.Jpg", "c.webp", "d.bmp", "e.GIF"]:
         write_image(tmp_path / name)
@@ -96,14 +101,15 @@ def test_all_problems_come_at_once(captcha_folder: Path, write_image: Write) -> 
         "113.png": ("unreadable image", True),
         " .png": ("empty label", True),
         "a\nb.png": ("no text", True),
+        "007.png": ("contradicting labels", True),
         "999.png": ("contradicting labels", True),
         "000/": ("nested copy", False),
     }
     samples, problems, facts = read_samples(captcha_folder, 32)
-    assert len(samples) == 60
+    assert len(samples) == 59
     assert facts.images == 63
     assert all(len(str(problem).splitlines()) == 1 for problem in problems)
-    assert [problem.fatal for problem in problems] == [True] * 6 + [False]  # errors first
+    assert [problem.fatal for problem in problems] == [True] * 7 + [False]  # errors first
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may read every file")
@@ -182,11 +188,61 @@ def test_problems_of_labels_csv_name_their_lines(tmp_path: Path, write_image: Wr
         "labels.csv, line 3": ("missing file", True),
         "labels.csv, line 4": ("path outside", True),
         "labels.csv, line 5": ("path outside", True),
-        "labels.csv, line 6": ("file listed twice", True),
+        "a.png": ("file listed twice", True),
         "labels.csv, line 7": ("row without a file", True),
         "b.png": ("empty label", True),
         "c.png": ("empty label", True),
     }
+
+
+def test_rows_without_a_usable_image_leave_the_others_as_they_are(tmp_path: Path, write_image: Write) -> None:
+    for name in ["a.png", "b.png", "c.png", "d.png", "e.png"]:
+        write_image(tmp_path / name)
+    rows = ["a.png,one", "nowhere.png,x", "b.png,two", "./a.png,1", ",x", "c.png,three", "c.png,three", "d.png,4"]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    samples, problems, facts = read_samples(tmp_path, 32, leave_out=True)
+    assert [(sample.name, sample.text) for sample in samples] == [("b.png", "two"), ("c.png", "three"), ("d.png", "4")]
+    assert {
+        problem.file: str(problem) for problem in problems if problem.kind in ("file listed twice", "row repeated")
+    } == {
+        "a.png": "a.png: line 5 of labels.csv labels it '1', an earlier line 'one'",
+        "labels.csv, line 8": "labels.csv, line 8: 'c.png' has a row with this label already",
+    }
+    assert [problem.file for problem in problems if not problem.fatal] == ["labels.csv", "labels.csv, line 8"]
+    assert (facts.images, facts.characters["n"]) == (3, 0)
+
+
+@pytest.mark.parametrize("listed", [("a.png", "b.png"), ("b.png", "a.png")])
+def test_a_copy_of_an_image_that_is_listed_with_two_labels_is_not_trusted_either(
+    tmp_path: Path, write_image: Write, listed: tuple[str, str]
+) -> None:
+    twice, once = listed
+    for name in [*listed, "c.png"]:
+        write_image(tmp_path / name, "c" if name == "c.png" else "a")
+    (tmp_path / "labels.csv").write_text(f"file,label\n{twice},one\n{once},one\n{twice},two\nc.png,c\n")
+    samples, problems, _ = read_samples(tmp_path, 32)
+    assert [sample.name for sample in samples] == ["c.png"]
+    assert {problem.file: problem.kind for problem in problems} == {
+        twice: "file listed twice",
+        once: "contradicting labels",
+    }
+
+
+def test_a_label_that_says_nothing_contradicts_none(captcha_folder: Path) -> None:
+    shutil.copy(captcha_folder / "007.png", captcha_folder / " .png")
+    samples, problems, _ = read_samples(captcha_folder, 32)
+    assert [str(problem) for problem in problems] == [" .png: the label is empty"]
+    assert len(samples) == 60
+
+
+def test_the_facts_can_be_those_of_what_is_left(captcha_folder: Path, write_image: Write) -> None:
+    shutil.copy(captcha_folder / "007.png", captcha_folder / "9999.png")
+    write_image(captcha_folder / " .gif", "x", width=200)
+    shutil.copy(captcha_folder / "014.png", captcha_folder / "copy.png")  # contradicts, too
+    assert read_samples(captcha_folder, 32)[2].images == 63
+    facts = read_samples(captcha_folder, 32, leave_out=True)[2]
+    assert (facts.images, facts.formats, facts.lengths) == (58, {"PNG": 58}, {3: 58})
+    assert list(facts.sizes) == [(96, 32)]
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from captcha.data.folders import read_samples
-from captcha.data.problems import Problem, format_facts, format_problems, leaks
+from captcha.data.problems import Problem, copies, format_facts, format_left_out, format_problems, leaks
 from captcha.data.samples import Sample
 
 Write = Callable[..., Path]
@@ -22,6 +23,47 @@ def test_of_many_problems_the_first_twenty_are_shown_errors_first() -> None:
     assert lines[1] == "warning: 0.png: left out"
     assert len(lines) == 22
     assert lines[-1] == "warning: … and 5 more: copy"
+
+
+def test_files_that_are_left_out_are_named_so_and_counted_once_each() -> None:
+    problems = [
+        Problem("a.png", "contradicting labels", "x", fatal=True),
+        Problem("a.png", "outside the vocabulary", "x", fatal=True),
+        Problem("b.png", "unreadable image", "the file is empty", fatal=True),
+        Problem("c.png", "unreadable image", "the file is empty", fatal=True),
+        Problem("labels.csv, line 3", "missing file", "x", fatal=True),
+        Problem("d.png", "copy", "left out", fatal=False),
+        Problem("deep/", "sub-folder", "not read", fatal=False),
+    ]
+    lines = format_problems(problems, leave_out=True).splitlines()
+    assert lines[2] == "left out: b.png: the file is empty"
+    assert [line.split(":")[0] for line in lines] == ["left out"] * 5 + ["warning"] * 2
+    # Four files and rows, the copy, and ten images without a problem.
+    counted = "left out 4 of 15 images: 2 unreadable image, 1 contradicting labels, 1 missing file"
+    assert format_left_out(problems, 10) == counted
+    assert format_left_out(problems[5:], 10) == ""
+
+
+@pytest.mark.parametrize(
+    ("texts", "contradicting", "copied"),
+    [
+        ("aa", "", "1"),
+        ("ab", "01", ""),
+        ("aaab", "0123", ""),
+        ("abac", "0123", ""),
+        ("baaa", "0123", ""),
+    ],
+)
+def test_no_copy_of_a_picture_with_two_labels_is_trusted(texts: str, contradicting: str, copied: str) -> None:
+    labelled = dict(zip("0123", texts, strict=False))
+    problems = copies(labelled | {"x": "a"}, dict.fromkeys(labelled, "this picture") | {"x": "another"})
+    fatal = {problem.file: problem.message for problem in problems if problem.fatal}
+    assert "".join(fatal) == contradicting
+    assert "".join(problem.file for problem in problems if not problem.fatal) == copied
+    for name, message in fatal.items():
+        twin = message.removeprefix("the same picture as ")[0]
+        assert labelled[twin] != labelled[name]
+        assert message.endswith(f"but labelled {labelled[name]!r} here and {labelled[twin]!r} there")
 
 
 def test_facts_count_what_a_person_wants(tmp_path: Path, write_image: Write) -> None:
@@ -44,15 +86,15 @@ def test_facts_count_what_a_person_wants(tmp_path: Path, write_image: Write) -> 
     ]
 
 
-def test_facts_of_nothing_readable_are_said(tmp_path: Path) -> None:
+def test_a_folder_with_nothing_readable_has_no_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    assert format_facts(read_samples(tmp_path, 32)[2]) == "images      none readable"
+    assert format_facts(read_samples(tmp_path, 32)[2]) == "images      none"
 
 
-def test_pictures_trained_on_leak_into_a_fixed_test_set() -> None:
+def test_training_images_whose_picture_is_held_back_are_leaks() -> None:
     train = [sample("a.png", "a", 1), sample("b.png", "b", 2)]
     (problem,) = leaks(train, [sample("c.png", "c", 3), sample("x.png", "b", 2)])
-    assert str(problem) == "x.png: the same picture as b.png of the training data"
+    assert str(problem) == "b.png: the same picture as x.png, which is held back"
 
 
 def test_a_label_that_cannot_align_with_the_frames_is_named(tmp_path: Path, write_image: Write) -> None:

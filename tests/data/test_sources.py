@@ -1,13 +1,18 @@
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from captcha.data import sources as module
-from captcha.data.samples import DataError, ImageMemory, Sample
+from captcha.data.problems import Problem
+from captcha.data.samples import DataError, ImageMemory, Sample, digest, split
 from captcha.data.sources import Drawn, DrawnSamples, Folder, Sources, parse_folder, parse_source
 from captcha.drawing.fonts import default_fonts
 from captcha.drawing.rendering import draw
 from captcha.drawing.styles import Style, StyleError, load_style
+
+Spoil = Callable[[Path, Path], Path]
 
 OUTLINED = load_style("outlined")
 FEW = Style(texts=("one", "two", "six", "ten"))
@@ -73,3 +78,91 @@ def test_a_drawn_validation_and_a_drawn_test_part_have_images_of_their_own(monke
     parts = [{sample.digest for sample in part} for part in (split.train, split.validation, split.test)]
     assert [len(part) for part in parts] == [60, 60, 60]
     assert len(set.union(*parts)) == 180
+
+
+# Files that are left out for their problems
+
+
+def test_files_with_problems_are_refused_and_the_message_says_how_to_leave_them_out(
+    captcha_folder: Path, spoil: Spoil, tmp_path: Path
+) -> None:
+    spoilt = Folder(str(spoil(captcha_folder, tmp_path / "spoilt")))
+    line = "4 problems in the data, see above; mend them, or leave these images out with --problems leave-out"
+    with pytest.raises(DataError, match=f"^{line}$"):
+        spoilt.samples(32)
+
+
+def test_files_with_problems_are_left_out_named_and_counted(
+    captcha_folder: Path, spoil: Spoil, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoilt = spoil(captcha_folder, tmp_path / "spoilt")
+    shutil.copy(spoilt / "007.png", spoilt / "007.webp")  # a copy, which is left out in any case
+    left_out: list[Problem] = []
+    with caplog.at_level("INFO", "captcha"):
+        samples = Folder(f"{spoilt}/").samples(32, left_out=left_out)
+    assert digest(samples) == digest(Folder(str(captcha_folder)).samples(32))
+    assert sorted((problem.file, problem.kind) for problem in left_out) == [
+        (f"{spoilt}/ .png", "empty label"),
+        (f"{spoilt}/one.png", "contradicting labels"),
+        (f"{spoilt}/torn.png", "unreadable image"),
+        (f"{spoilt}/two.png", "contradicting labels"),
+    ]
+    lines = "\n".join(caplog.messages).splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == ["left out"] * 4 + ["warning"]
+    counted = "left out 4 of 65 images: 2 contradicting labels, 1 empty label, 1 unreadable image"
+    assert lines[-1] == counted
+
+
+def test_a_file_that_is_left_out_moves_no_other(captcha_folder: Path, spoil: Spoil, tmp_path: Path) -> None:
+    spoilt = spoil(captcha_folder, tmp_path / "spoilt")
+    parts = Sources.parse(str(spoilt), None, None, None).split(32, None, 3, ImageMemory(9), [])
+    assert parts.digest == split(Folder(str(captcha_folder)).samples(32), 3).digest
+
+
+def test_of_a_picture_that_is_trained_on_and_held_back_the_training_image_is_left_out(
+    captcha_folder: Path, tmp_path: Path, write_image: Callable[..., Path]
+) -> None:
+    test = tmp_path / "test"
+    for name in ("007", "777", "014"):
+        write_image(test / f"{name}.png")
+    (test / "014.png").rename(test / "000.png")  # labelled otherwise than the training image
+    sources = Sources.parse(str(captcha_folder), str(test), str(test), None)
+    with pytest.raises(DataError, match=r"^2 problems in the data"):
+        sources.split(32, None, 0, ImageMemory(9))
+    left_out: list[Problem] = []
+    parts = sources.split(32, None, 0, ImageMemory(9), left_out)
+    assert [sample.name for sample in parts.test] == ["000.png", "007.png", "777.png"]
+    kept = sorted({path.name for path in captcha_folder.iterdir()} - {"007.png", "014.png"})
+    assert [sample.name for sample in parts.train] == kept
+    assert [(problem.file, problem.kind) for problem in left_out] == [
+        (f"{captcha_folder}/007.png", "leak"),
+        (f"{captcha_folder}/014.png", "leak"),
+    ]
+
+
+def test_a_folder_of_which_nothing_is_left_is_refused(captcha_folder: Path, tmp_path: Path) -> None:
+    sources = Sources.parse(str(captcha_folder), str(captcha_folder), str(captcha_folder), None)
+    with pytest.raises(DataError, match="captchas: every image is held back for validation or the test, see above"):
+        sources.split(32, None, 0, ImageMemory(9), [])
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "a.png").touch()
+    for labelled in (True, False):
+        with pytest.raises(DataError, match="torn: no image without a problem is left, see above"):
+            Folder(str(tmp_path / "torn")).samples(32, labelled=labelled, left_out=[])
+
+
+@pytest.mark.parametrize("table", ["name,text\n007.png,007\n", "file,label\nabsent.png,a\n"])
+def test_a_table_that_is_of_no_use_is_refused_though_problems_are_left_out(captcha_folder: Path, table: str) -> None:
+    (captcha_folder / "labels.csv").write_text(table)
+    with pytest.raises(DataError, match=r"labels\.csv: (needs the columns|names no image)"):
+        Folder(str(captcha_folder)).samples(32, left_out=[])
+
+
+def test_images_without_labels_are_left_out_where_they_are_unreadable_alone(
+    captcha_folder: Path, spoil: Spoil, tmp_path: Path
+) -> None:
+    spoilt = Folder(str(spoil(captcha_folder, tmp_path / "spoilt")))
+    left_out: list[Problem] = []
+    samples = spoilt.samples(32, labelled=False, left_out=left_out)
+    assert [problem.kind for problem in left_out] == ["unreadable image"]
+    assert len(samples) == 62  # " .png" and one.png, whose copy is two.png, are images like any other

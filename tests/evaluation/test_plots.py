@@ -8,7 +8,14 @@ from numpy.typing import NDArray
 
 from captcha.data.samples import Sample
 from captcha.evaluation import plots as pictures
-from captcha.evaluation.plots import BudgetPoint, budget_figure, confusion_figure, learning_curves, prediction_grid
+from captcha.evaluation.plots import (
+    BudgetPoint,
+    budget_figure,
+    confusion_figure,
+    learning_curves,
+    mistake_grid,
+    prediction_grid,
+)
 from captcha.evaluation.results import Evaluation
 from captcha.reading.recognizer import Reading
 
@@ -67,6 +74,71 @@ def test_each_image_stands_under_what_was_read_and_how_surely_and_a_mistake_unde
     prediction_grid(made([("abc", "abc"), ("abc", "abd"), ("abc", "")]))
     titles = [axes.get_title() for axes in figures[0].axes]
     assert titles == ["✓ abc  50%", "✗ abd ≠ abc  50%", "✗ (nothing) ≠ abc  50%", ""]
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that grids are drawn from, each drawn as it is when a grid is made."""
+    made_of: list[Figure] = []
+
+    def render(figure: Figure) -> NDArray[np.uint8]:
+        made_of.append(figure)
+        return drawn(figure)
+
+    monkeypatch.setattr(pictures, "_rendered", render)
+    return made_of
+
+
+def test_the_picture_of_mistakes_shows_the_wrong_ones_alone_the_confident_first(figures: list[Figure]) -> None:
+    evaluation = made([("ab", "ab"), ("cd", "cx"), ("ef", "ef"), ("gh", ""), ("ij", "xj")])
+    confidences = [0.9, 0.25, 0.1, 0.5, 0.75]
+    readings = [Reading(r.text, c, []) for r, c in zip(evaluation.readings, confidences, strict=True)]
+    mistake_grid(Evaluation(evaluation.samples, readings, 1.0))
+    titles = [axes.get_title() for axes in figures[0].axes]
+    assert titles == ["✗ xj ≠ ij  75%", "✗ (nothing) ≠ gh  50%", "✗ cx ≠ cd  25%", ""]
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figures[0].axes[:3]]
+    assert all(np.array_equal(shown[i], evaluation.samples[n].image) for i, n in enumerate((4, 3, 1)))
+
+
+def test_the_picture_of_mistakes_is_of_so_many_at_most(figures: list[Figure]) -> None:
+    mistake_grid(made([("a", "a")] + [("a", "b")] * 7), shown=3)
+    assert [axes.get_title() != "" for axes in figures[0].axes] == [True, True, True, False]
+
+
+def test_no_mistake_is_said_in_words(figures: list[Figure]) -> None:
+    mistake_grid(made([("ab", "ab")] * 3))
+    assert [text.get_text() for text in figures[0].texts] == ["no image of 3 was read wrongly"]
+
+
+@pytest.mark.parametrize(
+    ("label", "read"),
+    [
+        ("abcde", "abcdf"),
+        ("abcdefghijkl", "abcdefghijkm"),
+        ("WWWWWWWWWWWW", "MMMMMMMMMMMM"),
+        ("中文字中文字中文字中文字", "中文字中文字中文字中文中"),
+        ("m" * 60, "w" * 60),
+    ],
+)
+def test_titles_overlap_neither_each_other_nor_images_nor_the_edge(
+    figures: list[Figure], label: str, read: str
+) -> None:
+    wide = np.zeros((64, 400, 3), np.uint8)
+    samples = [Sample(f"{i}.png", label, wide) for i in range(5)]
+    prediction_grid(Evaluation(samples, [Reading(read, 1.0, [])] * 5, 1.0))
+    titles = [axes.title.get_window_extent() for axes in figures[0].axes if axes.get_title()]
+    images = [axes.images[0].get_window_extent() for axes in figures[0].axes if axes.images]
+    assert len(titles) == len(images) == 5
+    boxes = [*titles, *images]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    width, height = figures[0].canvas.get_width_height()
+    assert all(min(box.x0, box.y0) >= 0 and box.x1 <= width and box.y1 <= height for box in titles)
+
+
+@pytest.mark.parametrize("read", ["abcdf", "what a new network"])
+def test_images_stand_four_side_by_side_even_where_one_reading_is_long(figures: list[Figure], read: str) -> None:
+    prediction_grid(made([("abcde", "abcdf")] * 7 + [("abcde", read)]))
+    assert len({round(axes.get_position().x0, 3) for axes in figures[0].axes}) == 4
 
 
 def test_labels_of_any_characters_can_be_shown() -> None:

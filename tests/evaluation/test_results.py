@@ -111,6 +111,17 @@ def test_labels_with_repeats_are_those_with_a_character_twice_in_a_row() -> None
     assert math.isnan(part.loss)
 
 
+def test_a_person_sees_confident_mistakes_first_and_then_doubtful_readings() -> None:
+    pairs = [("a", "a", 0.9), ("b", "x", 0.2), ("c", "c", 0.1), ("d", "x", 0.7), ("e", "e", 0.1)]
+    samples = [sample(label, 0) for label, _, _ in pairs]
+    readings = [Reading(read, confidence, []) for _, read, confidence in pairs]
+    ordered = Evaluation(samples, readings, 1.5).mistakes_first()
+    assert ordered.references == ["d", "b", "c", "e", "a"]
+    assert [reading.confidence for reading in ordered.readings] == [0.7, 0.2, 0.1, 0.1, 0.9]
+    assert ordered.predictions == ["x", "x", "c", "e", "a"]
+    assert ordered.loss == 1.5
+
+
 def test_an_engine_agrees_with_itself() -> None:
     assert disagreement(recognizer(), recognizer(), [sample("ab", 0), sample("", 200, width=40)]) is None
 

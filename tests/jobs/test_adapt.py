@@ -55,7 +55,7 @@ def model(folder: Path) -> str:
     parts = split(read_samples(folder, HEIGHT)[0], 0)
     digits = Vocabulary("0123456789")
     with tracked_run("the model to begin with") as run:
-        log_training(asked.model_dump(), parse_sources(asked), parts, digits)
+        log_training(asked.model_dump(), parse_sources(asked), parts, digits, "compact")
         log_weights(Checkpoint.of(Crnn("compact", digits, HEIGHT)).to_bytes())
     return f"runs:/{run.info.run_id}"
 
@@ -172,9 +172,8 @@ def test_it_ends_with_the_first_round_that_gains_no_more_images_and_keeps_the_on
 
     version = MlflowClient().get_model_version("adapted", str(outcome.model_version))
     assert "exact_match" not in version.tags
-    assert (
-        version.description
-        == f"compact, started from {model}, trained on `{folder}`, seed 0: not tested, there were no labels."
+    assert version.description == (
+        f"Not tested, there were no labels: compact started from {model}, trained on `{folder}`, seed 0."
     )
     assert adapt_summary(outcome).splitlines()[:3] == [
         "",
@@ -199,10 +198,10 @@ def test_labels_are_reported_by_and_never_learned_from(
         rows.append(f"{number:02}.png,{'x' if number < 12 else ''}{number:02}")
     (swapped / "labels.csv").write_text("\n".join(rows))
     confidences = [0.95] * 60
-    readings(confidences, confidences)
+    readings([0.95] * 59 + [0.1], confidences, confidences)
     outcome = adapt(asked(swapped, model, labelled=True, name="reported"), quick)
-    assert history(outcome.run_id, "adapt/exact_match") == [48 / 60, 48 / 60]
-    (only,) = nested(outcome.run_id)
+    assert history(outcome.run_id, "adapt/exact_match") == [48 / 60, 48 / 60, 48 / 60]
+    (_, only) = nested(outcome.run_id)
     path = mlflow.artifacts.download_artifacts(run_id=only.info.run_id, artifact_path="characters.json")
     table = json.loads(Path(path).read_text())
     assert table["columns"] == ["character", "read", "learned_from"]
@@ -213,6 +212,19 @@ def test_labels_are_reported_by_and_never_learned_from(
     assert outcome.metrics["n"] == held_out
     assert outcome.metrics["exact_match"] == 0
     assert sum(row[2] for row in table["data"]) == 2 * (60 - held_out)
+
+
+def test_where_no_round_gains_an_image_nothing_is_registered(
+    folder: Path, model: str, readings: Callable[..., list[list[float]]], quick: Recipe
+) -> None:
+    readings([0.95] * 60, [0.95] * 60)
+    outcome = adapt(asked(folder, model, name="unchanged"), quick)
+    assert (outcome.rounds, outcome.model_version, outcome.metrics) == (0, None, {})
+    assert outcome.message == f"no round made {model} confident of more images: nothing is registered"
+    assert MlflowClient().search_registered_models("name = 'unchanged'") == []
+    run = mlflow.get_run(outcome.run_id)
+    assert run.data.tags["mlflow.note.content"].startswith("No round made ")
+    assert adapt_summary(outcome).splitlines()[-1] == outcome.message
 
 
 def test_a_model_that_is_never_confident_is_told_apart_from_one_that_learns_nothing(folder: Path, model: str) -> None:
@@ -236,6 +248,23 @@ def test_an_unreadable_image_is_named_before_anything_is_learned(
     with listen() as lines, pytest.raises(DataError, match="1 problem in the data"):
         adapt(asked(tmp_path, model))
     assert "torn.png" in lines[0]
+
+
+def test_an_unreadable_image_can_be_left_out(
+    folder: Path, model: str, readings: Callable[..., list[list[float]]], quick: Recipe, tmp_path: Path
+) -> None:
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(folder, spoilt)
+    (spoilt / "torn.png").write_bytes(b"torn")
+    readings([0.95] * 60, [0.95] * 60)
+    outcome = adapt(asked(spoilt, model, problems="leave-out", name="left"), quick)
+    run = MlflowClient().get_run(outcome.run_id)
+    assert (outcome.images, run.data.tags["left_out"]) == (60, "1")
+    assert run.data.params["problems"] == "leave-out"
+    table = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/problems.csv").splitlines()
+    assert table[0] == "file,kind,message"
+    assert [line.split(",")[:2] for line in table[1:]] == [[f"{spoilt}/torn.png", "unreadable image"]]
+    assert {each.data.tags.get("left_out") for each in nested(outcome.run_id)} == {None}
 
 
 def test_images_are_read_without_their_names_being_labels(folder: Path, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_each_training_is_a_run_under_one_that_has_the_curve(rows: list[BudgetRo
     (parent,) = {client.get_run(row.run_id).data.tags["mlflow.parentRunId"] for row in rows}
     run = client.get_run(parent)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "label budget of few labels"
+    assert run.info.run_name.startswith("label budget · few labels · labels 0,all,10 · seeds 2")
     history = client.get_metric_history(parent, "budget/with_drawn")
     # Logged again after each training: the last value of each step counts.
     latest = {entry.step: entry.value for entry in history}
@@ -195,6 +195,26 @@ def test_without_a_style_labels_alone_are_measured(folder: Path, monkeypatch: py
     assert [(row.arm, row.labels, row.right) for row in measured] == [(ALONE, 10, 0)]
 
 
+def test_all_trainings_leave_out_the_same_and_the_run_above_them_has_the_list(
+    folder: Path, spoil: Callable[[Path, Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = {sample.name for sample in read_samples(folder, 64)[0]}
+    trained_on: list[set[str]] = []
+
+    def measure(settings: BudgetSettings, seed: int, known: Split, parent: Any, with_drawn: bool, _: Any) -> Evaluation:
+        assert job._as_training(settings, seed, parent, with_drawn).problems == "leave-out"
+        trained_on.append({sample.name for sample in [*known.train, *known.validation, *known.test]})
+        return Evaluation(known.test, [Reading("", 1.0, []) for _ in known.test], 0.0)
+
+    monkeypatch.setattr(job, "_measure", measure)
+    spoilt = spoil(folder, tmp_path / "spoilt")
+    rows = budget(asked(spoilt, labels="all", drawn="none", problems="leave-out"))
+    assert trained_on == [clean, clean]
+    above = MlflowClient().get_run(MlflowClient().get_run(rows[0].run_id).data.tags["mlflow.parentRunId"])
+    assert above.data.tags["left_out"] == "4"
+    assert mlflow.artifacts.load_text(f"{above.info.artifact_uri}/problems.csv").count(str(spoilt)) == 4
+
+
 # The job itself
 
 
@@ -208,11 +228,11 @@ def test_real_trainings_give_a_curve(folder: Path, quick: Recipe, monkeypatch: p
         *((arm, more) for more in (False, True) for arm in (ALONE, WITH_DRAWN)),
     ]
     runs = [MlflowClient().get_run(row.run_id) for row in rows]
-    assert [run.data.metrics["test/n"] for run in runs] == [row.n for row in rows]
-    assert "train_images" not in runs[0].data.params  # without labels, the model of drawn images reads
-    (first,) = {run.data.params["init_run"] for run in runs[2::2]}
+    assert [int(run.data.tags["test_images"]) for run in runs] == [row.n for row in rows]
+    assert "train_images" not in runs[0].data.tags  # without labels, the model of drawn images reads
+    (first,) = {run.data.tags["init_run"] for run in runs[2::2]}
     assert MlflowClient().get_run(first).data.params["data"] == "draw:kaptcha"
-    assert set(runs[2].data.params["vocabulary_used"]) >= set(runs[1].data.params["vocabulary_used"]) | set("gfynmpwx")
+    assert set(runs[2].data.tags["vocabulary"]) >= set(runs[1].data.tags["vocabulary"]) | set("gfynmpwx")
     # A row's model can be read with and registered by its run.
     assert predict([folder / "11.png"], f"runs:/{rows[1].run_id}", "greedy", 10)
     tracked = evaluate(str(folder), f"runs:/{rows[-1].run_id}")

@@ -1,3 +1,4 @@
+import csv
 import hashlib
 import json
 import math
@@ -32,7 +33,7 @@ from captcha.jobs import train as job
 from captcha.jobs.adapt import HELD_OUT_DATA
 from captcha.jobs.evaluate import evaluate as evaluate_job
 from captcha.jobs.predict import predict
-from captcha.jobs.train import TrainOutcome, batches_of, parse_sources, schedule_of, split_of, train
+from captcha.jobs.train import Fitted, TrainOutcome, batches_of, parse_sources, schedule_of, split_of, train
 from captcha.reading.images import FRAME_STRIDE, ImageError
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
@@ -53,6 +54,10 @@ DIGITS = Vocabulary("0123456789")
 HEIGHT, EPOCHS = 32, 3
 Draw = Callable[..., NDArray[np.uint8]]
 Listen = Callable[[], AbstractContextManager[list[str]]]
+Spoil = Callable[[Path, Path], Path]
+
+KINDS = ["contradicting labels", "contradicting labels", "empty label", "unreadable image"]
+"""What `spoil` adds to a folder, in the order of a run's problems.csv."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,9 +81,7 @@ def settings(**chosen: object) -> TrainSettings:
     return TrainSettings.model_validate(small | chosen)
 
 
-def fit(
-    asked: TrainSettings, parts: Split, recipe: Recipe = DEFAULT, keep_last: bool = False
-) -> tuple[Crnn, list[dict[str, float]]]:
+def fit(asked: TrainSettings, parts: Split, recipe: Recipe = DEFAULT, keep_last: bool = False) -> Fitted:
     """Train on the parts as a training does that was asked so, in the active run."""
     course = schedule_of(parts, asked.epochs, asked.batch_size, asked.learning_rate, asked.patience, recipe)
     row = batches_of(parse_sources(asked), parts, asked.batch_size, asked.seed, asked.height, DIGITS)
@@ -96,9 +99,14 @@ class Trained:
     artifacts: Path
 
     def json(self, name: str) -> list[dict[str, Any]]:
-        """Return the rows of a logged table, each value as it was logged."""
-        table = json.loads((self.artifacts / name).read_text())
-        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        """Return the rows of a logged table, with the texts that stand in it in quotes."""
+        return rows_of(json.loads((self.artifacts / name).read_text()))
+
+
+def rows_of(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a table as `Trained.json` does."""
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    return [row | {name: json.loads(row[name]) for name in ("label", "prediction")} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -141,24 +149,33 @@ def test_a_training_ends_finished_and_registered(trained: Trained) -> None:
     assert mlflow.active_run() is None
 
 
-def test_the_settings_and_what_follows_from_them_are_params(trained: Trained, folder: Path, quick: Recipe) -> None:
-    params = trained.run.data.params
-    for name, value in trained.settings.model_dump().items():
-        assert params[name] == ("none" if value is None else str(value)), name
+def test_the_settings_alone_are_params_as_mlflow_prints_all_of_them_under_each_picture(
+    trained: Trained, quick: Recipe
+) -> None:
+    params = dict(trained.run.data.params)
+    assert params.pop("recipe.average_decay") == "0.5"  # what is not the default; all is in the file
+    recipe = mlflow.artifacts.load_dict(f"{trained.run.info.artifact_uri}/recipe.json")
+    assert Recipe.model_validate(recipe) == quick
+    settings = {name: value for name, value in params.items() if not name.startswith("recipe.")}
+    assert settings == {
+        name: "none" if value is None else str(value) for name, value in trained.settings.model_dump().items()
+    }
+
+
+def test_what_follows_from_the_settings_is_in_tags(trained: Trained, folder: Path) -> None:
+    tags = trained.run.data.tags
     samples, _, _ = read_samples(folder, HEIGHT)
     parts = split(samples, trained.settings.seed)
     for side in ("train", "validation", "test"):
         members = getattr(parts, side)
-        assert params[f"{side}_images"] == str(len(members))
-        assert params[f"{side}_digest"] == digest(members)
-    assert params["split_digest"] == parts.digest
-    assert params["vocabulary_used"] == "0123456789"
-    assert params["recipe.average_decay"] == "0.5"  # what is not the default; all is in the file
-    recipe = mlflow.artifacts.load_dict(f"{trained.run.info.artifact_uri}/recipe.json")
-    assert Recipe.model_validate(recipe) == quick
-    assert params["device"] in ("cpu", "cuda", "mps")
+        assert tags[f"{side}_images"] == str(len(members))
+        assert tags[f"{side}_digest"] == digest(members)
+    assert tags["split_digest"] == parts.digest
+    assert tags["vocabulary"] == "0123456789"
+    assert tags["device"] in ("cpu", "cuda", "mps")
     model = Crnn("compact", DIGITS, HEIGHT)
-    assert params["model_parameters"] == str(sum(p.numel() for p in model.parameters()))
+    assert tags["parameters"] == str(sum(p.numel() for p in model.parameters()))
+    assert tags["job"] == "train"
 
 
 def test_every_epoch_has_its_metrics(trained: Trained) -> None:
@@ -172,11 +189,11 @@ def test_every_epoch_has_its_metrics(trained: Trained) -> None:
 
 
 def test_the_test_figures_are_those_of_the_table_of_predictions(trained: Trained) -> None:
-    metrics, rows = trained.run.data.metrics, trained.json("test_predictions.json")
-    figures = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+    run, rows = trained.run, trained.json("test_predictions.json")
+    figures = json.loads((trained.artifacts / "test.json").read_text())
     right = [row["label"] == row["prediction"] for row in rows]
     assert [row["right"] for row in rows] == right
-    assert figures["n"] == len(rows) == int(trained.run.data.params["test_images"])
+    assert figures["n"] == len(rows) == int(run.data.tags["test_images"])
     assert figures["wrong"] == right.count(False)
     assert figures["exact_match"] == pytest.approx(sum(right) / len(rows))
     assert 0 <= figures["exact_match_low"] <= figures["exact_match"] <= figures["exact_match_high"] <= 1
@@ -185,6 +202,40 @@ def test_the_test_figures_are_those_of_the_table_of_predictions(trained: Trained
     assert figures["n_repeats"] == len(twice)
     assert figures["exact_match_repeats"] == sum(twice) / len(twice)
     assert trained.outcome.metrics.items() <= figures.items()
+    # MLflow draws a bar for each metric, so there are the two that versions are compared by, at the step of bars.
+    shown = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
+    assert shown == {"test/exact_match": figures["exact_match"], "test/cer": figures["cer"]}
+    assert steps(run.info.run_id, "test/exact_match") == [0]
+    assert run.data.tags["test_right"] == str(right.count(True))
+    assert float(run.data.tags["test_low"]) == pytest.approx(figures["exact_match_low"], abs=1e-4)
+    assert float(run.data.tags["test_high"]) == pytest.approx(figures["exact_match_high"], abs=1e-4)
+
+
+def test_the_models_page_has_the_metrics_of_the_epoch_kept_its_data_sets_and_its_version(trained: Trained) -> None:
+    run = trained.run
+    [logged] = mlflow.search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'", output_format="list"
+    )
+    assert logged.name == "compact · two digits · 32 px · epochs 3 · batch 8 · dropout 0-0"
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "two-digits", "version": 1}]
+    shown = {(metric.key, metric.dataset_name): metric.value for metric in logged.metrics or []}
+    epoch = int(run.data.metrics["best_epoch"])
+    assert epoch > 0
+    for key in ("val/loss", "val/exact_match", "val/cer"):
+        history = MlflowClient().get_metric_history(run.info.run_id, key)
+        assert shown[key, None] == {entry.step: entry.value for entry in history}[epoch]
+    assert shown["test/exact_match", "two digits-test"] == run.data.metrics["test/exact_match"]
+
+
+def test_the_best_model_is_found_by_its_validation(trained: Trained, gone_on: Trained) -> None:
+    order = [{"field_name": "metrics.`val/loss`", "ascending": True}]
+    found = mlflow.search_logged_models([trained.run.info.experiment_id], order_by=order, output_format="list")
+    losses = {}
+    for each in (trained, gone_on):
+        history = MlflowClient().get_metric_history(each.run.info.run_id, "val/loss")
+        losses[each.run.info.run_id] = {m.step: m.value for m in history}[int(each.run.data.metrics["best_epoch"])]
+    assert found[0].source_run_id == min(losses, key=lambda run_id: losses[run_id])
+    assert len(set(losses.values())) == 2
 
 
 def test_the_model_has_learned_something(trained: Trained) -> None:
@@ -192,9 +243,9 @@ def test_the_model_has_learned_something(trained: Trained) -> None:
     assert len({row["prediction"] for row in trained.json("test_predictions.json")} - {""}) > 2
 
 
-def test_predictions_keep_their_leading_zeros_and_name_their_files(trained: Trained) -> None:
+def test_predictions_keep_their_leading_zeros_and_name_their_files(trained: Trained, folder: Path) -> None:
     for row in trained.json("test_predictions.json"):
-        assert row["file"] == f"{row['label']}.png"
+        assert row["file"] == str(folder / f"{row['label']}.png")
         assert len(row["label"]) == 2
         assert isinstance(row["prediction"], str)
         assert 0 <= row["confidence"] <= 1
@@ -212,7 +263,9 @@ def test_pictures_of_the_validation_come_every_few_epochs_from_step_0_on(trained
     assert {int(name.split("%")[2]) if "%" in name else int(name.split("+")[2]) for name in pictures} == {0, 2, 3}
 
 
-@pytest.mark.parametrize("name", ["test_confusion.png", "test_predictions.png", "learning_curves.png"])
+@pytest.mark.parametrize(
+    "name", ["test_confusion.png", "test_predictions.png", "test_mistakes.png", "learning_curves.png"]
+)
 def test_the_figures_at_the_end_are_pictures(trained: Trained, name: str) -> None:
     picture = cv2.imread(str(trained.artifacts / name))
     assert picture is not None
@@ -224,7 +277,8 @@ def test_the_three_parts_are_inputs_of_the_run(trained: Trained) -> None:
     assert set(parts) == {"train", "validation", "test"}
     for side, dataset in parts.items():
         assert dataset.name == f"two digits-{side}"
-        assert dataset.digest == trained.run.data.params[f"{side}_digest"]
+        assert dataset.digest == trained.run.data.tags[f"{side}_digest"]
+        assert json.loads(str(dataset.profile)) == {"num_rows": int(trained.run.data.tags[f"{side}_images"])}
 
 
 def test_tags_tell_the_backbone_the_data_and_the_files_of_the_model(trained: Trained, folder: Path) -> None:
@@ -266,9 +320,10 @@ def test_the_weights_kept_are_those_of_the_last_epoch_kept_and_the_end_is_diagno
 
     monkeypatch.setattr(job, "train_epochs", improve_once)
     with tracked_run("a training") as run, listen() as lines:
-        kept, history = fit(asked, parts)
-    assert kept.head.weight.unique().tolist() == [5]
-    assert ["train/loss" in metrics for metrics in history] == [False, True, True]
+        fitted = fit(asked, parts)
+    assert fitted.epoch == 5
+    assert fitted.model.head.weight.unique().tolist() == [5]
+    assert ["train/loss" in metrics for metrics in fitted.history] == [False, True, True]
     assert mlflow.get_run(run.info.run_id).data.metrics["best_epoch"] == 5
     assert [line[:44] for line in lines if "warning" in line] == ["warning: after 9 epochs every reading is emp"]
 
@@ -318,10 +373,12 @@ def test_training_evaluate_and_predict_give_the_same_texts(
     assert run.data.params == {
         "data": str(tested),
         "model": "models:/two-digits@champion",
-        "test_digest": trained.run.data.params["test_digest"],
+        "problems": "stop",
+        "test_digest": trained.run.data.tags["test_digest"],
     }
     logged = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/test_predictions.json")
-    assert logged["data"] == [list(row.values()) for row in rows]
+    here = [row | {"file": str(file)} for row, file in zip(rows, files, strict=True)]
+    assert [row | {"confidence": None} for row in rows_of(logged)] == [row | {"confidence": None} for row in here]
     for reading, row in zip(readings, rows, strict=True):
         assert isinstance(reading, Reading)
         assert reading.text == row["prediction"]
@@ -347,6 +404,18 @@ def test_an_evaluation_of_a_folder_with_errors_leaves_no_run(trained: Trained, t
         evaluate_job(str(tmp_path), "models:/two-digits/1")
     assert "1.png" in lines[0]
     assert latest_run().info.run_id == before
+
+
+def test_an_evaluation_leaves_out_what_is_wrong_and_measures_the_others(
+    trained: Trained, folder: Path, spoil: Spoil, tmp_path: Path
+) -> None:
+    spoilt = spoil(folder, tmp_path / "spoilt")
+    metrics = evaluate_job(str(spoilt), "models:/two-digits/1", "leave-out")
+    run = latest_run()
+    assert metrics["n"] == 100
+    assert run.data.tags["test_digest"] == digest(read_samples(folder, HEIGHT)[0])
+    assert (run.data.params["problems"], run.data.tags["left_out"]) == ("leave-out", "4")
+    assert [row["kind"] for row in left_out_of(run)] == KINDS
 
 
 # Going on from a trained model
@@ -376,13 +445,14 @@ def test_a_training_goes_on_from_a_registered_model_with_other_characters(
 
 
 def test_the_run_and_the_version_tell_what_they_went_on_from(trained: Trained, gone_on: Trained) -> None:
-    params = gone_on.run.data.params
-    assert params["init"] == "models:/two-digits@champion"
-    assert params["init_used"] == "models:/two-digits/1"  # an alias moves
-    assert params["init_run"] == trained.outcome.run_id
+    tags = gone_on.run.data.tags
+    assert gone_on.run.data.params["init"] == "models:/two-digits@champion"
+    assert tags["init_used"] == "models:/two-digits/1"  # an alias moves
+    assert tags["init_run"] == trained.outcome.run_id
+    assert gone_on.run.info.run_name.endswith(" · from two-digits v1")
     version = MlflowClient().get_model_version("gone on", "1")
     assert version.tags["init"] == "models:/two-digits/1"
-    assert "compact, started from models:/two-digits/1, trained on `" in str(version.description)
+    assert "compact started from models:/two-digits/1, trained on `" in str(version.description)
     assert "init" not in MlflowClient().get_model_version("two-digits", "1").tags
 
 
@@ -403,13 +473,14 @@ def test_the_run_and_the_version_tell_what_they_went_on_from(trained: Trained, g
     ],
     ids=["nobody", "height", "backbone"],
 )
-def test_a_model_that_cannot_be_gone_on_from_ends_the_run_before_the_data_is_read(
+def test_a_model_that_cannot_be_gone_on_from_is_told_of_before_a_run_begins(
     trained: Trained, tmp_path: Path, chosen: dict[str, object], line: str
 ) -> None:
     (tmp_path / "not looked at").mkdir()
+    before = latest_run().info.run_id
     with pytest.raises((RegistryError, CheckpointError), match=f"^{line}$"):
         train(settings(data=str(tmp_path / "not looked at"), name="unstarted", **chosen))
-    assert latest_run().info.status == "FAILED"
+    assert latest_run().info.run_id == before
     assert versions("unstarted") == 0
 
 
@@ -482,9 +553,9 @@ def test_all_problems_of_the_data_are_said_and_nothing_is_left_half_done(
     (bad / "torn.png").write_bytes((bad / "11.png").read_bytes()[:60])
     (bad / "text.png").write_text("no image")
     shutil.copy(bad / "12.png", bad / "21 again.png")  # the same picture under another label
-    with listen() as lines, pytest.raises(DataError, match=r"^3 problems in the data, see above$"):
+    with listen() as lines, pytest.raises(DataError, match=r"^4 problems in the data, see above; mend them"):
         train(settings(data=str(bad), name="bad"))
-    for file in ("torn.png", "text.png", "21 again.png"):
+    for file in ("torn.png", "text.png", "12.png", "21 again.png"):
         assert f"error: {file}: " in "\n".join(lines)
     run = latest_run()
     assert run.info.status == "FAILED"
@@ -518,11 +589,13 @@ def test_a_parent_run_with_params_in_another_spelling_is_gone_on_with(
 ) -> None:
     monkeypatch.setattr(sources, "DRAWN_IMAGES", 60)
     monkeypatch.setattr(job, "project_root", lambda: tracking)
-    parent = MlflowClient().create_run("0")
+    parent = MlflowClient().create_run(mlflow.create_experiment("another"))
     for key, value in {"learning_rate": "1e-3", "epochs": "01", "pretrained": "false", "data": "draw:kaptcha"}.items():
         MlflowClient().log_param(parent.info.run_id, key, value)
     monkeypatch.setattr(fluent, "_active_experiment_id", None)  # as in a process of its own
-    with mock.patch.dict(os.environ, {"MLFLOW_RUN_ID": parent.info.run_id, "MLFLOW_EXPERIMENT_ID": "0"}):
+    with mock.patch.dict(
+        os.environ, {"MLFLOW_RUN_ID": parent.info.run_id, "MLFLOW_EXPERIMENT_ID": parent.info.experiment_id}
+    ):
         outcome = train(settings(data="draw:kaptcha", name="drawn"), quick)
     assert outcome.run_id == parent.info.run_id
     run = mlflow.get_run(outcome.run_id)
@@ -532,7 +605,7 @@ def test_a_parent_run_with_params_in_another_spelling_is_gone_on_with(
     names = {part: dataset.name for part, dataset in inputs(run).items()}
     assert names == {part: f"draw:kaptcha-{part}" for part in ("train", "validation", "test")}
     assert Path(outcome.example).resolve().parent == tracking / "mlruns"
-    (reading,) = predict([Path(outcome.example)], "models:/drawn@champion", "greedy", 10)
+    (reading,) = predict([Path(outcome.example)], "models:/drawn/1", "greedy", 10)
     assert isinstance(reading, Reading)
 
 
@@ -620,7 +693,37 @@ def test_characters_that_training_never_saw_are_named(
     with listen() as lines, pytest.raises(TrainingError, match="far enough"):
         train(settings(data=str(folder), test_data=str(other_folders[1])))
     assert lines[0] == "warning: no training label holds c d: no validation or test label with them can be read right"
-    assert latest_run().data.params["vocabulary_used"] == "0123456789"
+    assert latest_run().data.tags["vocabulary"] == "0123456789"
+
+
+def test_a_training_leaves_out_what_is_wrong_and_uses_exactly_the_others(
+    trained: Trained, folder: Path, spoil: Spoil, tmp_path: Path, quick: Recipe, listen: Listen
+) -> None:
+    spoilt = spoil(folder, tmp_path / "spoilt")
+    with listen() as lines:
+        outcome = train(settings(data=str(spoilt), problems="leave-out", name="left"), quick)
+    run = mlflow.get_run(outcome.run_id)
+    for name in ("train_digest", "validation_digest", "test_digest", "split_digest"):
+        assert run.data.tags[name] == trained.run.data.tags[name]  # of the folder without these files
+    assert run.data.tags["left_out"] == "4"
+    assert [(row["file"], row["kind"]) for row in left_out_of(run)] == [
+        (f"{spoilt}/{name}.png", kind) for name, kind in zip(("one", "two", " ", "torn"), KINDS, strict=True)
+    ]
+    assert left_out_of(run)[0]["message"] == "the same picture as two.png, but labelled 'one' here and 'two' there"
+    said = "\n".join(lines)
+    assert "left out: torn.png: " in said
+    assert "left out 4 of 104 images: 2 contradicting labels, 1 empty label, 1 unreadable image" in said
+
+
+def test_a_training_on_a_folder_without_problems_says_that_nothing_is_left_out(trained: Trained) -> None:
+    assert trained.run.data.tags["left_out"] == "0"
+    assert not (trained.artifacts / "problems.csv").exists()
+
+
+def left_out_of(run: Run) -> list[dict[str, str]]:
+    """Return the rows of a run's problems.csv."""
+    text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/problems.csv")
+    return list(csv.DictReader(text.splitlines()))
 
 
 def test_a_given_vocabulary_is_used_and_labels_outside_it_are_refused(folder: Path, listen: Listen) -> None:

@@ -428,6 +428,12 @@ def test_a_path_bytes_an_array_and_a_pil_image_give_the_same_image(tmp_path: Pat
         assert np.array_equal(load_image(opened), wanted)
 
 
+def test_a_grey_array_and_one_with_alpha_are_read_as_their_pil_images() -> None:
+    for picture in (GREY, RGBA):
+        assert np.array_equal(load_image(np.asarray(picture)), _on_white(picture))
+        assert np.array_equal(load_image(np.asarray(picture)[:, ::-1]), _on_white(picture)[:, ::-1])
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
 def test_a_pil_image_of_any_mode_is_read_on_white(mode: str) -> None:
     picture = (
@@ -469,18 +475,19 @@ def test_the_file_of_a_bad_image_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "given"),
     [
-        (np.zeros((30, 41), np.uint8), "an array (30, 41) of uint8"),
+        (np.zeros(30, np.uint8), "an array (30,) of uint8"),
         (np.zeros((2, 30, 41, 3), np.uint8), "an array (2, 30, 41, 3) of uint8"),
-        (np.zeros((30, 41, 4), np.uint8), "an array (30, 41, 4) of uint8"),
+        (np.zeros((30, 41, 2), np.uint8), "an array (30, 41, 2) of uint8"),
         (np.zeros((0, 41, 3), np.uint8), "an array (0, 41, 3) of uint8"),
         (np.zeros((30, 41, 3)), "an array (30, 41, 3) of float64"),
+        (np.zeros((30, 41), bool), "an array (30, 41) of bool"),
         (None, "NoneType"),
         (5, "int"),
         ([b""], "list"),
     ],
 )
 def test_what_is_no_image_source_is_refused_with_what_is_taken(source: Any, given: str) -> None:
-    taken = "give a path, the bytes of an image file, an array (H, W, 3) of uint8, or a PIL image"
+    taken = "give a path, the bytes of an image file, an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or a PIL image"
     with pytest.raises(ImageError) as caught:
         load_image(source)
     assert str(caught.value) == f"{given} is no image that can be read: {taken}"

@@ -1,4 +1,5 @@
 import base64
+import io
 import json
 import os
 import re
@@ -19,18 +20,21 @@ import mlflow
 import numpy as np
 import onnx.parser
 import pandas as pd
+import PIL.Image
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import scoring_server
+from mlflow.models import Model
+from mlflow.pyfunc import PyFuncModel, scoring_server
 from numpy.typing import NDArray
 
 from captcha.reading import images
 from captcha.reading.images import MAX_BYTES
-from captcha.reading.recognizer import ARTIFACT, RecognizerError, save_recognizer
+from captcha.reading.recognizer import ARTIFACT, Recognizer, RecognizerError, save_recognizer
 from captcha.reading.serving import MAX_ROWS, CaptchaModel
 from captcha.reading.vocabulary import Vocabulary
 from captcha.tracking.models import log_model
 
+README = Path(__file__).parents[2] / "README.md"
 HEIGHT = 16
 
 # Each column of pixels is a frame, its brightness the class: white is the blank, black "a", then "b" and "c".
@@ -57,6 +61,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         patch.chdir(folder)
+        patch.setattr(PyFuncModel, "predict", PyFuncModel.predict)  # a model that is loaded changes it
         patch.setattr(sys, "path", [*sys.path])  # MLflow puts a loaded model's code first, for other tests' workers too
         yield folder
 
@@ -68,14 +73,22 @@ def model_folder(workplace: Path) -> Path:
     save_recognizer(workplace / "recognizer", model, Vocabulary("abc"), HEIGHT)
     experiment = mlflow.MlflowClient().create_experiment("serving")
     with mlflow.start_run(experiment_id=experiment):
-        logged = log_model(workplace / "recognizer", png("abc"))
+        logged = log_model(workplace / "recognizer", png("abc"), step=0)
     (workplace / "recognizer" / "model.onnx").unlink()  # the model must not need what it was made from
     return Path(mlflow.artifacts.download_artifacts(logged.model_uri))
 
 
 @pytest.fixture(scope="module")
-def model(model_folder: Path) -> Any:
+def loaded(model_folder: Path) -> Any:
+    """The model as a person loads it in a notebook."""
     return mlflow.pyfunc.load_model(str(model_folder))
+
+
+@pytest.fixture
+def model(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The same as MLflow's server runs it."""
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    return loaded
 
 
 def bodies(images: list[Any]) -> dict[str, dict[str, Any]]:
@@ -131,10 +144,14 @@ MALFORMED: list[Any] = [
     [],
     {"inputs": None},
     {"inputs": "/etc/passwd"},
+    {"inputs": encoded(png("a"))},
     {"inputs": {"picture": ["x"]}},
+    {"inputs": {"picture": [encoded(png("a"))]}},
     {"inputs": ["x"], "instances": ["x"]},
     {"instances": [{"picture": "x"}]},
     {"dataframe_split": {"columns": ["picture"], "data": [["x"]]}},
+    {"dataframe_split": {"columns": ["picture"], "data": [[encoded(png("a"))]]}},
+    {"image": encoded(png("a"))},
     {"dataframe_split": {"columns": ["image"], "data": [["x", "y"]]}},
     {"dataframe_records": [{}]},
     {"inputs": ["x"], "params": {"decoder": 5}},
@@ -221,10 +238,152 @@ def test_prefix_and_line_breaks_are_allowed(model: Any, text: str) -> None:
     assert (status, answer["predictions"][0]["text"]) == (200, "abc")
 
 
-def test_python_callers_may_give_bytes(model: Any) -> None:
-    readings = model.predict(pd.DataFrame({"image": [png("abc"), bytearray(png("c")), encoded(png("b"))]}))
+def grey(text: str) -> NDArray[np.uint8]:
+    return np.asarray(opened(text))
 
-    assert readings["text"].tolist() == ["abc", "c", "b"]
+
+def rgb(text: str) -> NDArray[np.uint8]:
+    return np.asarray(opened(text).convert("RGB"))
+
+
+def rgba(text: str) -> NDArray[np.uint8]:
+    return np.asarray(opened(text).convert("RGBA"))
+
+
+def opened(text: str) -> PIL.Image.Image:
+    return PIL.Image.open(io.BytesIO(png(text)))
+
+
+def objects(values: list[Any]) -> "pd.Series[Any]":
+    return pd.Series(values, dtype=object)
+
+
+BASE64 = [encoded(png("abc")), encoded(png("cab"))]
+BYTES = [png("abc"), png("cab")]
+ARRAYS = [rgb("abc"), rgb("cab")]
+PICTURES = [opened("abc"), opened("cab")]
+
+# What one would try in a notebook, and what `Recognizer.read` takes for the same images.
+GIVEN: dict[str, tuple[Any, list[Any]]] = {
+    "one base64": (BASE64[0], BYTES[:1]),
+    "a data URL": ("data:image/png;base64," + BASE64[0], BYTES[:1]),
+    "a list of base64": (BASE64, BYTES),
+    "a tuple of base64": (tuple(BASE64), BYTES),
+    "an array of base64": (np.array(BASE64), BYTES),
+    "one bytes": (BYTES[0], BYTES[:1]),
+    "one bytearray": (bytearray(BYTES[0]), BYTES[:1]),
+    "one memoryview": (memoryview(BYTES[0]), BYTES[:1]),
+    "a list of bytes": (BYTES, BYTES),
+    "an array of bytes": (np.array(BYTES, dtype=object), BYTES),
+    "(H, W)": (grey("abc"), [grey("abc")]),
+    "(H, W, 3)": (ARRAYS[0], ARRAYS[:1]),
+    "(H, W, 4)": (rgba("abc"), [rgba("abc")]),
+    "a list of (H, W)": ([grey("abc"), grey("c")], [grey("abc"), grey("c")]),
+    "a list of (H, W, 3)": (ARRAYS, ARRAYS),
+    "a list of (H, W, 4)": ([rgba("abc"), rgba("cab")], [rgba("abc"), rgba("cab")]),
+    "(N, H, W, 3)": (np.stack(ARRAYS), ARRAYS),
+    "(N, H, W, 4)": (np.stack([rgba("abc"), rgba("cab")]), [rgba("abc"), rgba("cab")]),
+    "a PIL image": (PICTURES[0], PICTURES[:1]),
+    "a list of PIL images": (PICTURES, PICTURES),
+    "a list of each": ([BASE64[0], BYTES[0], ARRAYS[0], PICTURES[0]], [BYTES[0], BYTES[0], ARRAYS[0], PICTURES[0]]),
+    "{image: one base64}": ({"image": BASE64[0]}, BYTES[:1]),
+    "{image: [base64]}": ({"image": BASE64}, BYTES),
+    "{image: one bytes}": ({"image": BYTES[0]}, BYTES[:1]),
+    "{image: [bytes]}": ({"image": BYTES}, BYTES),
+    "{image: (H, W, 3)}": ({"image": ARRAYS[0]}, ARRAYS[:1]),
+    "{image: [(H, W, 3)]}": ({"image": ARRAYS}, ARRAYS),
+    "{image: a PIL image}": ({"image": PICTURES[0]}, PICTURES[:1]),
+    "{image: [PIL image]}": ({"image": PICTURES}, PICTURES),
+    "[{image: base64}]": ([{"image": each} for each in BASE64], BYTES),
+    "a Series": (pd.Series(BASE64), BYTES),
+    "a Series of another name": (objects(BYTES).rename("picture"), BYTES),
+    "a Series without its first rows": (pd.Series(["x", *BASE64])[1:], BYTES),
+    "a frame": (pd.DataFrame({"image": BASE64}), BYTES),
+    "a frame of bytes": (pd.DataFrame({"image": [*BYTES, bytearray(png("b"))]}), [*BYTES, png("b")]),
+    "a frame of arrays": (pd.DataFrame({"image": objects(ARRAYS)}), ARRAYS),
+    "a frame of PIL images": (pd.DataFrame({"image": objects(PICTURES)}), PICTURES),
+    "a frame with another column": (pd.DataFrame({"label": ["abc", "cab"], "image": BASE64}), BYTES),
+    "a frame with one column of another name": (pd.DataFrame({"picture": BASE64}), BYTES),
+    "a frame with one column without a name": (pd.DataFrame(BASE64), BYTES),
+    "nothing": ([], []),
+}
+# What is no image there, and what the answer says.
+NOT_GIVEN: dict[str, tuple[Any, str]] = {
+    "a path": ("abc.png", "row 0: the image is not base64, and no path is opened"),
+    "a list of paths": (["abc.png"], "row 0: the image is not base64, and no path is opened"),
+    "a URL": ("http://127.0.0.1:9/abc.png", "row 0: the image is not base64, and no path is opened"),
+    "a Path": (Path("abc.png"), "give base64 text, bytes, "),
+    "a list of Paths": ([Path("abc.png")], "row 0: the image must be text in base64, not PosixPath"),
+    "an open file": (io.BytesIO(BYTES[0]), "give base64 text, bytes, "),
+    "None": (None, "give base64 text, bytes, "),
+    "a number": (5, "give base64 text, bytes, "),
+    "a list with None": ([BASE64[0], None], "row 1: the image is null"),
+    "bytes of no image": (b"hello", "row 0: not an image"),
+    "text of no image": ("aGVsbG8=", "row 0: not an image"),
+    "fractions": (
+        ARRAYS[0] / 255,
+        "row 0: the image must be text in base64 or pixels of uint8, not (16, 13, 3) of float64",
+    ),
+    "an array of other numbers": (ARRAYS[0].astype(int), "row 0: the image must be text in base64 or pixels of uint8"),
+    "(N, H, W)": (np.stack([grey("abc"), grey("cab")]), "row 0: the image must be text in base64 or pixels of uint8"),
+    "(N,) of uint8": (np.frombuffer(BYTES[0], np.uint8), "give base64 text, bytes, "),
+    "an array without a pixel": (ARRAYS[0][:0], "row 0: the image must be text in base64 or pixels of uint8"),
+    "an array as a list": ([[255, 0], [0, 255]], "row 0: the image must be text in base64, not list"),
+    "a PIL image of fractions": (PICTURES[0].convert("F"), "row 0: a PIL image of mode F does not say which value is"),
+    "{picture: base64}": ({"picture": BASE64[0]}, "give base64 text, bytes, "),
+    "[{picture: base64}]": ([{"picture": BASE64[0]}], "row 0: the image must be text in base64, not dict"),
+    "a frame with two columns": (pd.DataFrame({"a": BASE64, "b": BASE64}), "give base64 text, bytes, "),
+    "a frame without columns": (pd.DataFrame(), "give base64 text, bytes, "),
+    "a frame of numbers": (pd.DataFrame({"image": [1, 2]}), "row 0: the image must be text in base64, not int"),
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_a_notebook_reads_what_the_recogniser_reads(loaded: Any, model_folder: Path, kind: str) -> None:
+    given, images = GIVEN[kind]
+    wanted = Recognizer.load(model_folder / "artifacts" / ARTIFACT).read(images)
+
+    readings = loaded.predict(given)
+
+    assert len(wanted) == len(images)
+    assert readings["text"].tolist() == [reading.text for reading in wanted]
+    assert readings["confidence"].tolist() == [reading.confidence for reading in wanted]
+    assert set(readings["text"]) <= {"abc", "cab", "c", "b"}
+
+
+@pytest.mark.parametrize("kind", NOT_GIVEN)
+def test_a_notebook_is_told_in_one_short_line_what_to_give(
+    loaded: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, expected = NOT_GIVEN[kind]
+    (tmp_path / "abc.png").write_bytes(png("abc"))
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(MlflowException) as caught:
+        loaded.predict(given)
+
+    message = str(caught.value)
+    assert message.startswith(expected)
+    assert "\n" not in message
+    assert len(message) < 200
+    assert BASE64[0][:8] not in message
+
+
+def test_a_notebook_chooses_decoders_by_params(loaded: Any) -> None:
+    assert loaded.predict(BASE64, params={"decoder": "beam"})["text"].tolist() == ["abc", "cab"]
+    with pytest.raises(MlflowException, match=r"^beam_width must be 1 to 100, not 0$"):
+        loaded.predict(BASE64, params={"beam_width": 0})
+
+
+def test_other_models_predict_as_they_did(loaded: Any, model_folder: Path) -> None:
+    class Other:
+        def predict(self, given: Any, params: Any = None) -> Any:
+            return given
+
+    changed = PyFuncModel.predict
+    assert PyFuncModel(Model(), Other()).predict(["x"]) == ["x"]
+    mlflow.pyfunc.load_model(str(model_folder))
+    assert PyFuncModel.predict is changed  # not changed again by each model that is loaded
 
 
 def test_the_input_example_is_an_image_it_reads(model: Any) -> None:
@@ -264,9 +423,9 @@ def test_what_is_no_text_is_refused_with_its_row(model: Any, form: str, value: A
 
 
 @pytest.mark.parametrize("null", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT])
-def test_python_s_nulls_are_refused_with_their_row(model: Any, null: object) -> None:
+def test_python_s_nulls_are_refused_with_their_row(loaded: Any, null: object) -> None:
     with pytest.raises(MlflowException, match=r"^row 1: the image is null"):
-        model.predict(pd.DataFrame({"image": pd.Series([png("a"), null], dtype=object)}))
+        loaded.predict(pd.DataFrame({"image": pd.Series([png("a"), null], dtype=object)}))
 
 
 def test_several_bad_rows_are_counted(model: Any) -> None:
@@ -302,7 +461,7 @@ def test_a_malformed_request_is_refused_without_a_stack_trace(model: Any, body: 
     assert "Traceback" not in answer["message"]
 
 
-def test_no_file_that_a_request_names_is_opened(model: Any, tmp_path: Path) -> None:
+def test_no_file_that_a_request_names_is_opened(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A name that is sound base64 as well, of a file that holds an image.
     (tmp_path / "abcd").write_bytes(png("abc"))
     opened: list[str] = []
@@ -318,6 +477,10 @@ def test_no_file_that_a_request_names_is_opened(model: Any, tmp_path: Path) -> N
         for form in FORMS:
             for name in ("abcd", str(tmp_path / "abcd"), f"file://{tmp_path}/abcd", "http://127.0.0.1:9/abcd"):
                 check_refusal(*post(model, bodies([name])[form]))
+        monkeypatch.delenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT")
+        for given in ("abcd", ["abcd"], Path("abcd"), [Path("abcd")], {"image": "abcd"}, np.array(["abcd"])):
+            with pytest.raises(MlflowException):
+                model.predict(given)
     watching = False
 
     assert not [name for name in opened if "abcd" in name or "127.0.0.1" in name]
@@ -473,13 +636,21 @@ def server(model_folder: Path, workplace: Path) -> Iterator[str]:
 
 
 def request(server: str, content: bytes, content_type: str = "application/json") -> tuple[int, Any]:
+    status, answer = raw_request(server, content, content_type)
+    return status, json.loads(answer)
+
+
+def raw_request(server: str, content: bytes, content_type: str) -> tuple[int, str]:
     question = urllib.request.Request(f"{server}/invocations", content, {"Content-Type": content_type})
     try:
         with urllib.request.urlopen(question, timeout=60) as response:
-            return response.status, json.loads(response.read())
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, json.loads(error.read())
+            return error.code, error.read().decode()
+
+
+UPLOAD = b'--X\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
 
 
 def check_alive(server: str) -> None:
@@ -501,6 +672,37 @@ def test_the_server_reads_csv(server: str) -> None:
     status, answer = request(server, f"image\n{encoded(png('abc'))}\n".encode(), "text/csv")
 
     assert (status, answer["predictions"][0]["text"]) == (200, "abc")
+
+
+@pytest.mark.slow
+def test_the_server_reads_the_forms_of_the_readme(server: str) -> None:
+    serve = README.read_text().partition("\n## Serve\n")[2].partition("\n## ")[0]
+    forms = re.findall(r"^\| `([a-z/]+)` \| `(.+)` \|$", serve, re.MULTILINE)
+    assert [kind for kind, _ in forms] == ["application/json"] * 4 + ["text/csv"]
+    for kind, form in forms:
+        body = form.replace("BASE64", encoded(png("abc"))).replace("\\n", "\n")
+        status, answer = request(server, body.encode(), kind)
+        assert (status, [row["text"] for row in answer["predictions"]]) == (200, ["abc"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "before", "after", "wanted"),
+    [
+        ("image/png", b"", b"", 415),
+        ("application/octet-stream", b"", b"", 415),
+        ("multipart/form-data; boundary=X", UPLOAD, b"\r\n--X--\r\n", 415),
+        ("application/x-www-form-urlencoded", b"image=", b"", 415),
+        ("application/json", b'{"image": "', b'"}', 400),
+    ],
+)
+def test_the_server_takes_no_other_form(server: str, kind: str, before: bytes, after: bytes, wanted: int) -> None:
+    image = encoded(png("abc")).encode() if kind.endswith(("json", "urlencoded")) else png("abc")
+
+    status, answer = raw_request(server, before + image + after, kind)
+
+    assert (status, "Traceback" in answer) == (wanted, False)
+    check_alive(server)
 
 
 @pytest.mark.slow

@@ -35,8 +35,8 @@ blank (uint8[N, 3, H, W] images) => (float[1, N, C] log_probs)
 EXAMPLE = cv2.imencode(".png", np.zeros((16, 32, 3), np.uint8))[1].tobytes()
 
 
-@pytest.mark.parametrize("uri", ["models:/nobody@champion", "models:/nobody/1", "models:/m-0123", "runs:/0123/model"])
-def test_an_unknown_model_is_one_line(uri: str) -> None:
+@pytest.mark.parametrize("uri", ["runs:/0123", "runs:/0123/model"])
+def test_an_unknown_run_is_one_line(uri: str) -> None:
     with pytest.raises(RegistryError, match=rf"^{uri}: [^\n]*; train one first, or name another$"):
         load_recognizer(uri)
 
@@ -46,14 +46,14 @@ def test_the_registered_recognizer_is_the_one_that_was_logged(tmp_path: Path) ->
     with tracked_run("a training") as run:
         mlflow.log_params(
             {"backbone": "compact", "data": "folder", "vocabulary_used": "abc", "seed": "0", "test_digest": "d1"}
-        )
+        )  # as the first versions logged them
         mlflow.log_metrics({f"test/{key}": 1.0 for key in ("exact_match", "exact_match_low", "exact_match_high")})
         mlflow.log_metrics({"test/cer": 0.0, "test/n": 1})
         mlflow.set_tag("sha256.model.onnx", "0123")
         paths = list(sys.path)
-        info = log_model(tmp_path / "recognizer", EXAMPLE)
+        info = log_model(tmp_path / "recognizer", EXAMPLE, step=0)
         assert sys.path == paths  # MLflow tries the model out, and would leave its copy of this package on the path
-    register(run.info.run_id, "logged")
+    assert register(run.info.run_id, "logged")[1] == 1
     for uri in ("models:/logged@champion", "models:/logged/1", f"runs:/{run.info.run_id}", info.model_uri):
         recognizer = load_recognizer(uri)
         assert (recognizer.vocabulary.characters, recognizer.height) == ("a", 16)
@@ -91,15 +91,9 @@ def test_a_trained_model_is_found_by_alias_version_and_run(weighty: str) -> None
         assert (found.data, found.test_data, found.seed) == ("folder", "none", 0)
 
 
-@pytest.mark.parametrize("uri", ["models:/nobody@champion", "models:/nobody/1", "runs:/0123456789abcdef"])
-def test_a_trained_model_that_is_not_there_is_one_line(uri: str) -> None:
+def test_a_run_that_is_not_there_is_one_line() -> None:
+    uri = "runs:/0123456789abcdef"
     with pytest.raises(RegistryError, match=rf"^{uri}: [^\n]*; train one first, or name another$"):
-        load_parent(uri)
-
-
-@pytest.mark.parametrize("uri", ["captcha-crnn", "models:/weighty", "models:/weighty/newest", "/tmp/model", "runs:/"])
-def test_what_names_no_trained_model_is_told_how_to(uri: str) -> None:
-    with pytest.raises(RegistryError, match=rf"^'{uri}' names no model: use models:/NAME@ALIAS, [^\n]*$"):
         load_parent(uri)
 
 
@@ -119,5 +113,7 @@ def test_a_run_that_is_no_training_cannot_be_gone_on_from(tmp_path: Path) -> Non
     (tmp_path / WEIGHTS_FILE).write_bytes(b"some weights")
     with tracked_run("something else") as run:
         mlflow.log_artifact(str(tmp_path / WEIGHTS_FILE), WEIGHTS_FOLDER)
-    with pytest.raises(RegistryError, match=r"^runs:/\w+: run \w+ is no training, it has no param 'backbone'; [^\n]*$"):
+    with pytest.raises(
+        RegistryError, match=r"^runs:/\w+: run \w+ is no training, it does not say its 'backbone'; [^\n]*$"
+    ):
         load_parent(f"runs:/{run.info.run_id}")

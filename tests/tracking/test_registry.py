@@ -1,5 +1,7 @@
+import json
 from collections.abc import Callable
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
@@ -25,9 +27,12 @@ def test_the_first_version_is_champion_and_says_what_it_is(trained_run: Trained)
         "cer": "0.1000",
         "test_images": "40",
         "test_digest": "d1",
-        "onnx_sha256": "0123",
+        "weights_sha256": "0123",
     }.items() <= version.tags.items()
-    assert "exact match 92.50% (50.00% to 99.00%) on 40 test images" in str(version.description)
+    assert version.description == (
+        "**90.0 %** of 40 test images read exactly (95 % interval 50.0 % to 99.0 %), character error rate 10.0 %: "
+        "compact, trained on `folder`, seed 0."
+    )
     assert "Reads text CAPTCHAs" in str(MlflowClient().get_registered_model("first").description)
 
 
@@ -67,7 +72,37 @@ def test_a_version_that_was_not_tested_does_not_take_the_champions_place(trained
     assert champion("untested") == 1
     version = MlflowClient().get_model_version("untested", "2")
     assert not {"exact_match", "cer", "test_images", "test_digest"} & version.tags.keys()
-    assert version.description == "compact trained on `folder`, seed 0: not tested, there were no labels."
+    assert version.description == "Not tested, there were no labels: compact, trained on `folder`, seed 0."
+
+
+@pytest.mark.parametrize("match", [0.0, 0.09])
+def test_a_version_that_reads_next_to_nothing_does_not_become_champion(
+    match: float, request: pytest.FixtureRequest, trained_run: Trained
+) -> None:
+    name = f"reads {request.node.callspec.id}"
+    _, _, told = register(trained_run(match), name)
+    assert told == (
+        f"{name} version 1 registered, but not as champion: it reads {100 * match:.1f} % of the test images, and a "
+        "champion reads 10.0 % or more"
+    )
+    assert MlflowClient().get_registered_model(name).aliases == {}
+    register(trained_run(0.1), name)
+    assert champion(name) == 2
+
+
+def test_the_models_own_page_names_every_version_of_it(trained_run: Trained) -> None:
+    run_id = trained_run(0.9)
+    for name in ("named first", "named second"):
+        register(run_id, name)
+        register(run_id, name)
+    outputs = mlflow.get_run(run_id).outputs
+    assert outputs
+    [output] = outputs.model_outputs
+    tags = MlflowClient().get_logged_model(output.model_id).tags
+    assert json.loads(tags["mlflow.modelVersions"]) == [
+        {"name": "named first", "version": 1},
+        {"name": "named second", "version": 1},
+    ]
 
 
 def test_no_version_of_an_unknown_model_is_champion() -> None:
@@ -75,13 +110,13 @@ def test_no_version_of_an_unknown_model_is_champion() -> None:
 
 
 def test_an_unknown_run_is_one_line() -> None:
-    with pytest.raises(RegistryError, match=r"^run 0123456789abcdef: [^\n]*not found[^\n]*$"):
+    with pytest.raises(RegistryError, match=r"^run 0123456789abcdef: [^\n]*not found; give a run's id alone, [^\n]*$"):
         register("0123456789abcdef", "unknown")
 
 
 def test_a_run_without_a_model_is_one_line_and_leaves_nothing_registered() -> None:
     with tracked_run("an evaluation") as run:
         pass
-    with pytest.raises(RegistryError, match=rf"^run {run.info.run_id} holds no model named recognizer: [^\n]*$"):
+    with pytest.raises(RegistryError, match=rf"^run {run.info.run_id} holds no model: [^\n]*$"):
         register(run.info.run_id, "empty")
     assert MlflowClient().search_registered_models("name = 'empty'") == []

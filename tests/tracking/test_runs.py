@@ -1,4 +1,5 @@
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -7,7 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from captcha.tracking import runs as module
-from captcha.tracking.runs import connect, tracked_run
+from captcha.tracking.runs import connect, tag_unused_run, tracked_run
 
 
 def status(run: Run) -> str:
@@ -103,39 +104,81 @@ def test_a_nested_run_ends_with_its_own_and_takes_the_one_above_with_it_where_it
     assert status(above) == status(nested) == "KILLED"
 
 
+def test_a_run_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="a fault"), tracked_run("a run") as run:
+        raise ValueError("a fault")
+    assert MlflowClient().get_run(run.info.run_id).data.tags["mlflow.note.content"] == "Failed: a fault"
+
+
+# The run that `mlflow run` has made
+
+
 @pytest.fixture
-def parent_run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `mlflow run` leaves its child: a run in the default experiment, named by the environment."""
-    run = MlflowClient().create_run("0")
-    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
-    return run
+def made(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Run]:
+    """A function that makes what `mlflow run` leaves its child: a run in an experiment, named by the environment."""
+
+    def make(experiment: str) -> Run:
+        run = MlflowClient().create_run(experiment, tags={"mlflow.project.entryPoint": "main"})
+        monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+        return run
+
+    return make
 
 
-def test_the_run_of_mlflow_run_is_gone_on_with(parent_run: Run) -> None:
+def experiment(name: str) -> str:
+    found = mlflow.get_experiment_by_name(name)
+    return str(found.experiment_id if found else mlflow.create_experiment(name))
+
+
+def test_the_run_of_mlflow_run_is_gone_on_with(made: Callable[[str], Run]) -> None:
+    theirs = made(experiment("somebody's own"))
     with tracked_run("a name") as run:
         mlflow.log_param("epochs", 3)
-    assert run.info.run_id == parent_run.info.run_id
+    assert run.info.run_id == theirs.info.run_id
     after = MlflowClient().get_run(run.info.run_id)
     assert after.data.params == {"epochs": "3"}
     assert after.info.status == "FINISHED"
     assert after.info.run_name == "a name"
 
 
-def test_a_run_whose_artifacts_nobody_can_write_is_left_for_one_of_our_own(place: Path, parent_run: Run) -> None:
-    # As where `mlflow ui` has made the database. MLflow's client makes no such run, so its row is changed.
+def test_a_run_in_the_default_experiment_is_left_for_one_of_ours_and_says_which(made: Callable[[str], Run]) -> None:
+    theirs = made("0")
+    with tracked_run("a name") as run:
+        pass
+    after = MlflowClient().get_run(run.info.run_id)
+    assert MlflowClient().get_experiment(after.info.experiment_id).name == "captcha"
+    assert (after.info.run_name, after.data.tags["mlflow.project.entryPoint"]) == ("a name", "main")
+    left = MlflowClient().get_run(theirs.info.run_id)
+    assert left.info.run_name == "a name"
+    assert f"#/experiments/{after.info.experiment_id}/runs/{run.info.run_id})" in left.data.tags["mlflow.note.content"]
+
+
+def test_a_run_whose_artifacts_nobody_can_write_is_left_for_one_of_our_own(
+    place: Path, made: Callable[[str], Run]
+) -> None:
+    # As where `mlflow ui` has made the experiment. MLflow's client makes no such run, so its row is changed.
+    theirs = made(experiment("made by a server"))
     with sqlite3.connect(place / "mlflow.db") as database:
         database.execute(
             "UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?",
-            (f"mlflow-artifacts:/0/{parent_run.info.run_id}/artifacts", parent_run.info.run_id),
+            (f"mlflow-artifacts:/0/{theirs.info.run_id}/artifacts", theirs.info.run_id),
         )
     database.close()
 
     with tracked_run("a name") as run:
         mlflow.log_text("hello", "note.txt")
 
-    assert run.info.run_id != parent_run.info.run_id
+    assert run.info.run_id != theirs.info.run_id
     assert MlflowClient().get_experiment(run.info.experiment_id).name == "captcha"
     assert status(run) == "FINISHED"
-    tags = MlflowClient().get_run(parent_run.info.run_id).data.tags
-    assert "stands in the experiment `captcha`" in tags["mlflow.note.content"]
+    assert run.info.run_id in MlflowClient().get_run(theirs.info.run_id).data.tags["mlflow.note.content"]
+
+
+def test_a_run_that_no_job_has_taken_up_is_named_and_ended(made: Callable[[str], Run]) -> None:
+    theirs = made(experiment("somebody's own"))
+    tag_unused_run({"mlflow.runName": "predict"})
+    left = MlflowClient().get_run(theirs.info.run_id)
+    assert (left.info.run_name, left.info.status) == ("predict", "RUNNING")
+    tag_unused_run({}, "KILLED")
+    assert status(left) == "KILLED"

@@ -8,8 +8,9 @@ import pytest
 from mlflow import MlflowClient
 
 from captcha.settings import TrainSettings
+from captcha.tracking.runs import NOTE as NOTE_TAG
 from captcha.tracking.runs import tracked_run
-from captcha.tracking.view import NOTE_TAG, TESTED_MLFLOW, VIEW_TAG, view_link, write_view
+from captcha.tracking.view import TESTED_MLFLOW, VIEW_TAG, view_link, write_view
 
 
 @pytest.fixture

@@ -1,0 +1,108 @@
+"""The card of a registered model, on its page in MLflow: what it reads, figures on every data set, use, limits."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from captcha.settings import CHAMPION
+from captcha.tracking.descriptions import measured, percent
+from captcha.tracking.models import fact
+
+ROWS = 12
+"""Evaluations on a card, the latest: a description holds 5,000 characters."""
+
+
+class Row(NamedTuple):
+    """A figure of one version: exact match on `data`, with its interval."""
+
+    version: str
+    data: str
+    right: int
+    images: int
+    low: float
+    high: float
+    cer: float
+
+
+def write_card(name: str) -> None:
+    """Write the card of a registered model: of its champion, or of its latest version where there is none."""
+    client = MlflowClient()
+    try:
+        version = client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        found = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], max_results=1)
+        version = found[0]
+    run = client.get_run(str(version.run_id))
+    client.update_registered_model(name, model_card(name, version, run, _rows(client, name, version, run)))
+
+
+def _rows(client: MlflowClient, name: str, version: ModelVersion, run: Run) -> list[Row]:
+    """Return the version's own test, then the evaluations of all versions, the latest first."""
+    rows = []
+    if own := measured(run, "test"):
+        rows.append(Row(version.version, f"test part of {fact(run, 'data')}", *own, run.data.metrics["test/cer"]))
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    condition = f"tags.job = 'evaluate' AND tags.model LIKE 'models:/{name}/%'"
+    for each in client.search_runs(experiments, condition, max_results=ROWS, order_by=["start_time DESC"]):
+        if found := measured(each, "eval"):
+            tags = each.data.tags
+            rows.append(Row(tags["model_version"], tags["data"], *found, each.data.metrics["eval/cer"]))
+    return rows
+
+
+def model_card(name: str, version: ModelVersion, run: Run, rows: Sequence[Row]) -> str:
+    """Return the card as Markdown."""
+    characters = fact(run, "vocabulary")
+    champion = CHAMPION in version.aliases
+    uri = f"models:/{name}@{CHAMPION}" if champion else f"models:/{name}/{version.version}"
+    measured_rows = "\n".join(
+        f"| {row.version} | `{row.data}` | **{percent(row.right / row.images)}** | {row.right} of {row.images} "
+        f"| {percent(row.low)} to {percent(row.high)} | {percent(row.cer)} |"
+        for row in rows
+    )
+    head = "| version | images | read exactly | right of | 95 % interval | character error rate |"
+    table = f"{head}\n|---|---|---|---|---|---|\n{measured_rows}" if rows else "Nobody has measured it on labels yet."
+    confusions = (
+        f"![Which characters version {version.version} has confused on its test](get-artifact?path=test_confusion.png&"
+        f"run_uuid={run.info.run_id})"
+        if measured(run, "test")
+        else ""
+    )
+    return f"""Reads text CAPTCHAs: an image goes in, its text comes out, and how sure that is. A CRNN \
+(convolutions, two bidirectional GRU layers) trained with CTC, run by ONNX Runtime.
+
+**{f"The {CHAMPION} is version" if champion else f"No version is {CHAMPION}; this is of version"} {version.version}**, \
+`{fact(run, "backbone")}`, trained on `{fact(run, "data")}`. It knows {len(characters)} characters: `{characters}`
+
+### Figures
+
+{table}
+
+{confusions}
+
+### Use
+
+```python
+import captcha
+captcha.load("{uri}").read("image.png").text
+```
+
+```sh
+mlflow models serve -m {uri} --env-manager local -p 5001
+curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\
+  -d '{{"dataframe_split": {{"columns": ["image"], "data": [["BASE64 OF THE FILE"]]}}}}'
+```
+
+Parameters of a request: `decoder` (greedy or beam), `beam_width`. The answer has `text`, `confidence` and \
+`character_confidences`.
+
+### Limits
+
+It reads no other characters than these, and one line of text. Images unlike those above may be read worse, and \
+surely: measure it on yours with `captcha evaluate DIR --model {uri}`. The confidence is the model's own probability \
+of the text, not a share of texts that are right. For research, accessibility and testing one's own CAPTCHAs.
+"""

@@ -1,0 +1,96 @@
+"""What runs and versions say of themselves: names that tell them apart, colours, descriptions."""
+
+import re
+from collections.abc import Mapping
+
+from mlflow.entities import Run
+
+from captcha.settings import MODEL_NAME, Settings
+from captcha.tracking.models import fact
+
+COLOURS = {"resnet18": "#1f77b4", "compact": "#ff7f0e"}
+"""The colour of a run in MLflow's charts, by its backbone."""
+
+_WORDS = {
+    "val_data": "validated on {}",
+    "test_data": "tested on {}",
+    "pretrained": "pretrained",
+    "drawn": "with drawn {}",
+    "vocabulary": "vocabulary {}",
+    "threshold": "threshold {}",
+    "rounds": "rounds {}",
+    "epochs": "epochs {}",
+    "drawn_epochs": "drawn epochs {}",
+    "labels": "labels {}",
+    "seeds": "seeds {}",
+    "batch_size": "batch {}",
+    "learning_rate": "lr {}",
+    "dropout": "dropout {}",
+    "patience": "patience {}",
+    "seed": "seed {}",
+}
+
+
+def run_name(settings: Settings, *first: str, parent: str | None = None) -> str:
+    """Return a name like `compact · folder · 64 px · lr 0.002 · from v1`.
+
+    What comes first is followed by each setting that differs from its default and by the model that the run starts
+    from.
+    """
+    defaults = type(settings).model_fields
+    differing = [
+        _WORDS[name].format(str(value).rsplit("/", 1)[-1])
+        for name, value in settings
+        if name in _WORDS and value != defaults[name].default
+    ]
+    return " · ".join([*first, *differing, *([f"from {short_uri(parent)}"] if parent else [])])
+
+
+def short_uri(uri: str) -> str:
+    """Return a model's URI as names have it: v3, NAME v3, run 0123abcd; a folder stays as it is."""
+    if match := re.fullmatch(r"models:/([^/@]+)/(\d+)", uri):
+        name, number = match.groups()
+        return f"v{number}" if name == MODEL_NAME else f"{name} v{number}"
+    return re.sub(r"runs:/(\w{8})\w*", r"run \1", uri)
+
+
+def percent(share: float | str) -> str:
+    """Return a share, 0 to 1, as in 98.4 %."""
+    return f"{100 * float(share):.1f} %"
+
+
+def exact_match_sentence(right: int, n: int, low: float, high: float, images: str) -> str:
+    """Return, for a description to begin with, how many of these images were read exactly, with the interval."""
+    return f"**{percent(right / n)}** of {n} {images} read exactly (95 % interval {percent(low)} to {percent(high)})"
+
+
+def describe_training(run: Run) -> str:
+    """Return what a training and the version that it made say of themselves; the figure of the test comes first."""
+    start = _start(run.data.tags, run.data.params)
+    trained = f"{fact(run, 'backbone')}{start}, trained on `{fact(run, 'data')}`, seed {run.data.params['seed']}"
+    figures = measured(run, "test")
+    if figures is None:
+        return f"Not tested, there were no labels: {trained}."
+    match = exact_match_sentence(*figures, "test images")
+    return f"{match}, character error rate {percent(run.data.metrics['test/cer'])}: {trained}."
+
+
+def measured(run: Run, prefix: str) -> tuple[int, int, float, float] | None:
+    """Return the images that a test or evaluation read exactly, all of them, and the interval; None where it has none.
+
+    `prefix` is test or eval, as in the names of what it has logged.
+    """
+    tags, metrics = run.data.tags, run.data.metrics
+    if f"{prefix}/exact_match" not in metrics:
+        return None
+    if f"{prefix}_right" in tags:
+        right, images = int(tags[f"{prefix}_right"]), int(tags[f"{prefix}_images"])
+        return right, images, float(tags[f"{prefix}_low"]), float(tags[f"{prefix}_high"])
+    count = round(metrics["test/n"])  # runs of the first versions
+    low, high = metrics["test/exact_match_low"], metrics["test/exact_match_high"]
+    return round(metrics["test/exact_match"] * count), count, low, high
+
+
+def _start(tags: Mapping[str, str], params: Mapping[str, str]) -> str:
+    uri = tags.get("init_used") or params.get("init_used")
+    return f" started from {uri}" if uri else ""
