@@ -127,6 +127,6 @@ only runs with the same `test_digest`: they were tested on the same images.
 - **Accuracy**: the bar is that share. The curves follow the training epoch by epoch: `val/exact_match` chooses the \
 epoch that is kept; where `train/loss` falls and `val/loss` rises, the model learns its images by heart.
 - **Settings**: each line is a run, from its settings to its `test/exact_match`.
-- **Readings**: validation images with what was read; the slider goes through the epochs, a click enlarges. A run's \
+- **Readings**: validation images with what was read; the slider goes through the epochs. A run's \
 own page has every reading of the test under *Artifacts*, in `test_predictions.json`.
 """
