@@ -3,8 +3,11 @@
 import contextlib
 import os
 import shutil
+import subprocess
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import cv2
@@ -82,6 +85,38 @@ def spoil(draw: Draw) -> Callable[[Path, Path], Path]:
         return spoilt
 
     return copy_and_spoil
+
+
+@pytest.fixture(scope="session")
+def on_terminal() -> Callable[..., tuple[str, list[str]]]:
+    """A function that runs a command with a terminal as its output; it takes what `subprocess.Popen` takes.
+
+    It gives what was written, and the lines that stand on the terminal in the end.
+    """
+
+    def run(*command: str, **options: Any) -> tuple[str, list[str]]:
+        ours, terminal = os.openpty()
+        termios.tcsetwinsize(ours, (40, 120))
+        with subprocess.Popen(command, stdout=terminal, stderr=terminal, **options):
+            os.close(terminal)
+            content = b"".join(iter(lambda: read(ours), b""))
+        os.close(ours)
+        written = content.decode().replace("\r\n", "\n")
+        return written, [on_screen(line) for line in written.split("\n")]
+
+    def read(ours: int) -> bytes:
+        try:
+            return os.read(ours, 65536)
+        except OSError:  # how Linux says that all who wrote to the terminal are gone
+            return b""
+
+    def on_screen(line: str) -> str:
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        return shown.rstrip()
+
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -169,6 +169,7 @@ class Job:
     tracking: str
     client: MlflowClient
     run: Run
+    printed: str
 
     def call(self, *command: str | Path, cwd: Path | None = None) -> str:
         """Return what a command prints that tracks to the same server."""
@@ -198,7 +199,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, tracking: str, images: Path) -
     project = copy_project(tmp_path_factory.mktemp("it") / "a project with spaces")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     command = (MLFLOW, "run", project, "--env-manager", "local", "-P", f"data={images}", "-P", "epochs=3")
-    call(*command, *PARAMETERS, cwd=elsewhere, MLFLOW_TRACKING_URI=tracking)
+    printed = call(*command, *PARAMETERS, cwd=elsewhere, MLFLOW_TRACKING_URI=tracking)
     assert list(elsewhere.iterdir()) == []
     client = MlflowClient(tracking)
     experiment = client.get_experiment_by_name("captcha")
@@ -207,7 +208,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, tracking: str, images: Path) -
     [left] = client.search_runs(["0"])  # what `mlflow run` itself has made
     assert (left.info.status, left.info.run_name) == ("FINISHED", run.info.run_name)
     assert run.info.run_id in left.data.tags["mlflow.note.content"]
-    return Job(project, tracking, client, run)
+    return Job(project, tracking, client, run, printed)
 
 
 def predictions_of(client: MlflowClient, run: Run, folder: Path) -> dict[str, tuple[str, float]]:
@@ -453,6 +454,74 @@ def test_bare_mlflow_run_makes_the_conda_environment_and_a_ui_shows_it(
     assert list(environment.glob("lib/*/site-packages/lent.pth"))
     with served(tmp_path / "log", "health", MLFLOW, "ui", "--workers", "1", cwd=project) as address:
         check_ui(address, project)
+
+
+def next_commands(printed: str) -> dict[str, str]:
+    """Return what a training prints at its end, by the labels in front."""
+    labels = ("compare the runs", "serve the model", "read one image")
+    return {label: line[22:] for line in printed.splitlines() for label in labels if line.startswith(label)}
+
+
+def check_commands(commands: dict[str, str], folder: Path, log: Path, path: str) -> None:
+    """Check that the commands that serve and read work as printed, in a shell in this folder, with this PATH."""
+    reading = call("sh", "-c", commands["read one image"], cwd=folder, PATH=path)
+    file, text, _ = reading.split("\t")
+    image = folder / file  # absolute, or from here
+    serve = ("sh", "-c", commands["serve the model"].replace(" -p 5001", ' "$@"'), "sh")
+    request = {"dataframe_split": {"columns": ["image"], "data": [[_base64(image)]]}}
+    with served(log, "ping", *serve, cwd=folder, PATH=path) as address:
+        [answer] = json.loads(fetch(f"{address}/invocations", request))["predictions"]
+    assert answer["text"] == text
+
+
+def experiments_at(address: str) -> set[str]:
+    found = json.loads(fetch(f"{address}/api/2.0/mlflow/experiments/search", {"max_results": 100}))["experiments"]
+    return {each["name"] for each in found}
+
+
+def test_the_printed_commands_work_with_a_server(job: Job, tmp_path: Path) -> None:
+    commands = next_commands(job.printed)
+    assert commands["compare the runs"] == job.tracking
+    assert experiments_at(commands["compare the runs"]) >= {"Default"}
+    check_commands(commands, tmp_path, tmp_path / "serve.log", os.environ["PATH"])
+
+
+@pytest.mark.parametrize("by", ["mlflow run", "captcha"])
+def test_the_printed_commands_work_with_another_database(by: str, tmp_path: Path, images: Path) -> None:
+    """From another folder than the project's, by a shell that knows no MLFLOW_TRACKING_URI."""
+    folder, project = tmp_path / "a shell's folder", copy_project(tmp_path / "a project")
+    for needed in (folder, tmp_path / "another place"):
+        needed.mkdir()
+    here = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    command: tuple[str | Path, ...] = (*CAPTCHA, "train", f"--data={images}", "--epochs=2", *OPTIONS)
+    if by == "mlflow run":  # as `make train` does, with a PATH that the shell does not have
+        command = (MLFLOW, "run", project, "--env-manager", "local", "-P", f"data={images}", "-P", "epochs=2")
+        command += tuple(PARAMETERS)
+    uri = f"sqlite:///{tmp_path / 'another place'}/runs.db"
+    experiment = f"by {by}"
+    trained = call(*command, cwd=folder, PATH=here, MLFLOW_TRACKING_URI=uri, MLFLOW_EXPERIMENT_NAME=experiment)
+    path = here if by == "captcha" else os.environ["PATH"]
+    commands = next_commands(trained)
+    compare = ("sh", "-c", commands["compare the runs"] + ' "$@"', "sh", "--workers", "1")
+    with served(tmp_path / "ui.log", "health", *compare, cwd=folder, PATH=path) as address:
+        assert experiments_at(address) >= {experiment}
+    check_commands(commands, folder, tmp_path / "serve.log", path)
+
+
+def test_a_training_on_a_terminal_shows_one_bar_under_its_messages(
+    on_terminal: Callable[..., tuple[str, list[str]]], tmp_path: Path, images: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path}/runs.db"
+    command = (*CAPTCHA, "train", f"--data={images}", "--epochs=2", *OPTIONS)
+    variables = environment(MLFLOW_TRACKING_URI=uri, PYTHONPATH=str(ROOT))
+    written, shown = on_terminal(*command, cwd=tmp_path, env=variables)
+    assert shown[0] == "loading PyTorch and MLflow …"
+    frames = re.findall(r"\repoch (\d)/2  [^\r]*?(█+)[^\r]*? left", written)
+    assert {epoch for epoch, _ in frames} == {"1", "2"}
+    last_of_first = [len(bar) for epoch, bar in frames if epoch == "1"][-1]
+    assert all(len(bar) > last_of_first / 2 for epoch, bar in frames if epoch == "2"), "a second bar began"
+    assert [line.split()[1] for line in shown if re.fullmatch(r"epoch .* images/s(  \*)?", line)] == ["1/2", "2/2"]
+    assert not [line for line in shown if line.endswith(" left")], "the bar was left behind"
 
 
 def interrupt_group(process: psutil.Process) -> None:

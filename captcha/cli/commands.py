@@ -14,9 +14,11 @@ from captcha.cli.terminal import (
     LINES,
     adapt_summary,
     budget_table,
+    compare_runs,
     complain,
     evaluation_line,
     print_json,
+    say_loading,
     train_summary,
 )
 from captcha.settings import (
@@ -36,6 +38,7 @@ def train(*, as_json: Json = False, **settings: Any) -> None:
     """Train a recogniser in a tracked run, test it, register it."""
     LINES.on_stderr = as_json
     checked = TrainSettings(**settings)
+    say_loading("PyTorch and MLflow")
     from captcha.jobs.train import train as job
 
     outcome = job(checked)
@@ -51,6 +54,7 @@ def adapt(*, as_json: Json = False, **settings: Any) -> None:
     """Adapt a trained model to images without labels (self-training), and register the result."""
     LINES.on_stderr = as_json
     checked = AdaptSettings(**settings)
+    say_loading("PyTorch and MLflow")
     from captcha.jobs.adapt import adapt as job
 
     outcome = job(checked)
@@ -65,6 +69,7 @@ def budget(*, as_json: Json = False, **settings: Any) -> None:
     """Measure exact match against the number of labels trained on, with drawn images and without."""
     LINES.on_stderr = as_json
     checked = BudgetSettings(**settings)
+    say_loading("PyTorch and MLflow")
     from captcha.jobs.budget import budget as job
     from captcha.jobs.budget import points
 
@@ -72,7 +77,7 @@ def budget(*, as_json: Json = False, **settings: Any) -> None:
     if as_json:
         print_json([asdict(row) for row in rows])
     else:
-        typer.echo(budget_table(points(rows)))
+        typer.echo(f"{budget_table(points(rows))}\n\n{compare_runs()}")
 
 
 def evaluate(
@@ -80,13 +85,14 @@ def evaluate(
 ) -> None:
     """Measure a trained model on a folder of labelled images."""
     LINES.on_stderr = as_json
+    say_loading("MLflow")
     from captcha.jobs.evaluate import evaluate as job
 
     metrics = job(data, model, problems)
     if as_json:
         print_json(metrics)
     else:
-        typer.echo(evaluation_line(metrics))
+        typer.echo(f"{evaluation_line(metrics)}\n\n{compare_runs()}")
 
 
 def predict(

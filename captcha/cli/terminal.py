@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,9 @@ if TYPE_CHECKING:  # heavy imports, loaded already by the job whose outcome is p
     from captcha.jobs.adapt import AdaptOutcome
     from captcha.jobs.train import TrainOutcome
 
+UNDER_MLFLOW_RUN = "MLFLOW_RUN_ID" in os.environ  # MLflow removes it once the run is taken up, so it is read early
+"""Whether `mlflow run` started this process: its folder and PATH are then not those of the person's shell."""
+
 
 class Lines(logging.Handler):
     """Prints the package's log messages, warnings with a prefix; on standard error where JSON is printed."""
@@ -26,9 +31,12 @@ class Lines(logging.Handler):
         self.on_stderr = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one message."""
+        """Print one message, above the bar if there is one."""
+        from tqdm import tqdm  # loaded already by the job that says something
+
         prefix = "" if record.levelno < logging.WARNING else "warning: "
-        typer.echo(prefix + record.getMessage(), err=self.on_stderr)
+        with tqdm.external_write_mode(sys.stderr if self.on_stderr else sys.stdout):
+            typer.echo(prefix + record.getMessage(), err=self.on_stderr)
 
 
 LINES = Lines()
@@ -44,6 +52,12 @@ def show_messages() -> None:
     package.propagate = False
     if LINES not in package.handlers:
         package.addHandler(LINES)
+
+
+def say_loading(libraries: str) -> None:
+    """Say on a terminal what the command is busy with before it can say anything else: imports take seconds."""
+    if sys.stderr.isatty():
+        typer.echo(f"loading {libraries} …", err=True)
 
 
 def complain(message: str) -> str:
@@ -110,24 +124,70 @@ def budget_table(points: "Sequence[BudgetPoint]") -> str:
     return "\n".join(lines)
 
 
-def next_commands(name: str, version: int, example: str) -> str:
-    """Return the commands that compare the runs, serve this version of the model, and read an image with it."""
+def next_commands(name: str, version: int, example: str, view: str | None = None) -> str:
+    """Return the commands that compare the runs, serve this version of the model, and read an image with it.
+
+    Args:
+        name: the registered model's.
+        version: of the model.
+        example: absolute path of an image.
+        view: link to a saved view of the runs.
+    """
     from captcha.tracking.registry import is_champion
 
-    uri = f"models:/{name}" + (f"@{CHAMPION}" if is_champion(name, version) else f"/{version}")
-    return f"""compare the runs      {_command("mlflow")} ui
-serve the model       {_command("mlflow")} models serve -m {uri} --env-manager local -p 5001
-read one image        {_command("captcha")} predict {example} --model {uri}"""
+    uri = shlex.quote(f"models:/{name}" + (f"@{CHAMPION}" if is_champion(name, version) else f"/{version}"))
+    serve = f"{_tracking(Path.cwd())}{_mlflow_on_path()} models serve -m {uri} --env-manager local -p 5001"
+    predict = f"{_tracking(project_root())}{_captcha()} predict {_from_here(Path(example))} --model {uri}"
+    return f"""{compare_runs(view)}
+serve the model       {serve}
+read one image        {predict}"""
 
 
-def _command(tool: str) -> str:
-    """Return the command by which a person's shell, in this working folder, calls a tool on these runs."""
+def compare_runs(view: str | None = None) -> str:
+    """Return the lines that say how to see the runs; `view` is the link to a saved view of them."""
     from captcha.tracking.runs import tracking_uri
 
-    folder = Path(sys.executable).parent
-    # A .venv inside the project is on PATH while make runs, not in the shell that make was called from.
-    if str(folder) not in os.environ.get("PATH", "").split(os.pathsep) or project_root() in folder.parents:
-        tool = os.path.relpath(folder / tool)
-    # Unless told otherwise, MLflow takes the mlflow.db of the working folder.
     uri = tracking_uri()
-    return tool if uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}" else f"MLFLOW_TRACKING_URI={uri} {tool}"
+    if uri.startswith("http"):  # a server, which shows its runs itself
+        return f"compare the runs      {view or uri}"
+    # `mlflow ui` reads no MLFLOW_TRACKING_URI.
+    store = f" --backend-store-uri {shlex.quote(uri)}" if _tracking(Path.cwd()) else ""
+    return f"compare the runs      {_program('mlflow')} ui{store}" + (f"\nsee all runs          {view}" if view else "")
+
+
+def _tracking(folder: Path) -> str:
+    """Return the variable by which a command finds these runs; "" for one that finds them in folder/mlflow.db anyway.
+
+    MLflow looks in the working folder, captcha in the project.
+    """
+    from captcha.tracking.runs import tracking_uri
+
+    uri = tracking_uri()
+    found = uri == f"sqlite:///{folder / 'mlflow.db'}" and not UNDER_MLFLOW_RUN
+    return "" if found else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
+
+
+def _program(name: str) -> str:
+    """Return how the person's shell calls a program of this Python."""
+    program = Path(sys.executable).parent / name
+    on_path = not UNDER_MLFLOW_RUN and shutil.which(name) == str(program)
+    return name if on_path else _from_here(program)
+
+
+def _mlflow_on_path() -> str:
+    """Return how the person's shell calls mlflow where it starts programs that must be on PATH beside it."""
+    called = _program("mlflow")
+    return called if called == "mlflow" else f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH mlflow"
+
+
+def _captcha() -> str:
+    """Return how the person's shell calls captcha; environments that `mlflow run` makes have no such program."""
+    if Path(sys.executable).with_name("captcha").exists():
+        return _program("captcha")
+    return f"PYTHONPATH={shlex.quote(str(project_root()))} {_program(Path(sys.executable).name)} -m captcha"
+
+
+def _from_here(path: Path) -> str:
+    """Return an absolute path as the person's shell takes it, short if it lies below the shell's folder."""
+    below = path.is_relative_to(Path.cwd()) and not UNDER_MLFLOW_RUN
+    return shlex.quote(str(path.relative_to(Path.cwd()) if below else path))

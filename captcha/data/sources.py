@@ -216,8 +216,11 @@ class Sources:
         def samples_of(source: Source | None, first: int) -> list[Sample]:
             if isinstance(source, Folder):
                 return source.samples(height, vocabulary, memory, left_out=left_out)
-            drawn = source.samples(height, seed, vocabulary=vocabulary) if source else None
-            return [drawn[first + i] for i in range(DRAWN_IMAGES)] if drawn else []
+            if source is None:
+                return []
+            drawn = source.samples(height, seed, vocabulary=vocabulary)
+            numbers = range(first, first + DRAWN_IMAGES)
+            return [drawn[i] for i in tqdm(numbers, f"drawing {source.name}", unit="image", disable=None, leave=False)]
 
         samples = samples_of(self.data, 0)
         validation, test = samples_of(self.validation, FIRST_VALIDATION), samples_of(self.test, FIRST_TEST)

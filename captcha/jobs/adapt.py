@@ -5,13 +5,13 @@ Pseudo-labels (Lee, 2013) in rounds: read all, learn from the confident readings
 
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import mlflow
 import pandas as pd
+from tqdm import tqdm
 
 from captcha import CaptchaError
 from captcha.data.problems import Problem
@@ -63,7 +63,7 @@ class AdaptOutcome:
     """None where no round gained anything, so that nothing was registered."""
     message: str
     example: str
-    """Path of an image to try the model on."""
+    """Absolute path of an image to try the model on."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
         model_name=name,
         model_version=version,
         message=message,
-        example=os.path.relpath(example),
+        example=str(example.absolute()),
     )
 
 
@@ -213,7 +213,8 @@ def _read(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[Reading]:
     """Return what the model reads of the samples, with PyTorch: an export would take longer than it saves."""
     recognizer = torch_recognizer(checkpoint.model())
     readings: dict[int, Reading] = {}
-    for members, log_probs in recognizer.log_probs(sample.image for sample in samples):
+    shown = tqdm(samples, desc="reading all images", unit="image", disable=None, leave=False)
+    for members, log_probs in recognizer.log_probs(sample.image for sample in shown):
         readings |= zip(members, recognizer.decode(log_probs), strict=True)
     return [readings[i] for i in range(len(samples))]
 
@@ -238,7 +239,8 @@ def _train_round(
     )
     batches = training.batches_of(sources, split, settings.batch_size, seed, start.height, start.vocabulary)
     model = start.model(TrainSettings.model_fields["dropout"].default)
-    fitted = training.fit(model, batches, split, schedule, keep_last=True)
+    title = f"round {latest.number + 1}/{settings.rounds}"
+    fitted = training.fit(model, batches, split, schedule, keep_last=True, title=title)
     checkpoint = Checkpoint.of(fitted.model)
     log_weights(checkpoint.to_bytes())
     read = Counter("".join(reading.text for reading in readings))

@@ -1,10 +1,9 @@
 """Train a recogniser: settings → one tracked run → a registered model. Other jobs that train call its parts."""
 
 import logging
-import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +57,7 @@ class TrainOutcome:
     model_version: int
     message: str
     example: str
-    """Path of an image to try the model on."""
+    """Absolute path of an image to try the model on."""
 
 
 def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOutcome:
@@ -82,7 +81,7 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
         example = example_of(sources, split.test[0])
         evaluation = learn(settings, sources, split, parent, example, recipe)
         name, version, message = register(run.info.run_id, settings.name)
-    return TrainOutcome(run.info.run_id, evaluation.metrics(), name, version, message, os.path.relpath(example))
+    return TrainOutcome(run.info.run_id, evaluation.metrics(), name, version, message, str(example.absolute()))
 
 
 def name_of(settings: TrainSettings, sources: Sources, parent: tuple[Parent, Checkpoint] | None) -> str:
@@ -271,7 +270,13 @@ class Fitted:
 
 
 def fit(
-    model: Crnn, batches: Batches, split: Split, schedule: Schedule, keep_last: bool = False, started: bool = False
+    model: Crnn,
+    batches: Batches,
+    split: Split,
+    schedule: Schedule,
+    keep_last: bool = False,
+    started: bool = False,
+    title: str = "",
 ) -> Fitted:
     """Train the model, log each epoch, and return the model of the epoch kept.
 
@@ -282,6 +287,7 @@ def fit(
         schedule: how long, and at which rates.
         keep_last: keep the last epoch's model, as where validation cannot tell which is best; print no epoch.
         started: the weights come from another training, so what they read before this one is printed.
+        title: what the bar on a terminal begins with.
 
     Raises:
         TrainingError: the training cannot go on.
@@ -289,11 +295,14 @@ def fit(
     log_facts({"parameters": sum(p.numel() for p in model.parameters())})
     state = TrainingState(model.to(choose_device()).to(memory_format=torch.channels_last), schedule.recipe)
     history: list[dict[str, float]] = []
-    for result in train_epochs(state, batches, split.validation, schedule, _progress):
-        history.append(result.metrics())
-        _log_epoch(result, schedule.epochs)
-        if not keep_last:
-            _print_epoch(result, schedule.epochs, started)
+    with _Bar(title, schedule) as bar:
+        for result in train_epochs(state, batches, split.validation, schedule, bar.steps):
+            assert state.standing
+            bar.show(result, state.standing.last_epoch)
+            history.append(result.metrics())
+            _log_epoch(result, schedule.epochs)
+            if not keep_last:
+                _print_epoch(result, schedule.epochs, started)
     if keep_last:
         state.keep(result.epoch)
     else:
@@ -324,8 +333,40 @@ def _print_epoch(result: EpochResult, epochs: int, started: bool) -> None:
         _warn(diagnosis(result))
 
 
-def _progress(steps: range) -> "tqdm[int]":
-    return tqdm(steps, unit="step", disable=None, leave=False)
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """One bar for a whole training, where standard error is a terminal."""
+
+    def __init__(self, title: str, schedule: Schedule) -> None:
+        self.title, self.per_epoch = title and f"{title}  ", schedule.steps_per_epoch
+        self.epochs, self.figures = schedule.epochs, ""
+        super().__init__(
+            desc=f"{self.title}reading the validation images",
+            total=self.epochs * self.per_epoch,
+            bar_format="{desc}  {bar}  {remaining} left",
+            smoothing=0,  # the time left by the whole training so far: an epoch ends with a pause for validation
+            dynamic_ncols=True,
+            disable=None,
+            leave=False,
+        )
+
+    def steps(self, steps: range) -> Iterator[int]:
+        """Give the steps of an epoch, and count each once it is done."""
+        epoch = steps.stop // self.per_epoch
+        for step in steps:
+            yield step
+            if not self.n:
+                self.reset()  # the time until the first images came does not count
+            self.set_description_str(f"{self.title}epoch {epoch}/{self.epochs}{self.figures}", refresh=False)
+            self.update()
+
+    def show(self, result: EpochResult, last_epoch: int) -> None:
+        """Show an epoch's loss and validation; a training that stops early has `last_epoch` epochs."""
+        if result.train_loss is None:
+            self.set_description_str(f"{self.title}preparing the first images")
+            return
+        self.epochs, self.total = last_epoch, last_epoch * self.per_epoch
+        self.figures = f"  loss {result.train_loss:.2f}  val {result.validation.exact_match:.1%}"
+        self.set_description_str(f"{self.title}epoch {result.epoch}/{self.epochs}{self.figures}")
 
 
 def _warn(warning: str | None) -> None:
@@ -341,6 +382,7 @@ def log_recognizer(model: Crnn, split: Split, example: Path, step: int, images: 
     Raises:
         TrainingError: the exported model does not agree with the trained one.
     """
+    logger.info("exporting and testing the model")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / ARTIFACT
         digests = save_recognizer(folder, to_onnx(model), model.vocabulary, model.height)

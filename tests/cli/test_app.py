@@ -132,9 +132,11 @@ def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Ca
         return FIGURES
 
     monkeypatch.setattr(evaluate, "evaluate", stand_in)
+    monkeypatch.setattr(commands, "compare_runs", lambda: "where the runs are")
     assert run("evaluate", str(tmp_path)) == 0
     assert capsys.readouterr().out == (
         "exact match 99.00% (95 % interval 95.00% to 99.80%), 1 of 100 wrong, character error rate 0.20%\n"
+        "\nwhere the runs are\n"
     )
     assert run("evaluate", str(tmp_path), "--model", "models:/m/2", "--problems", "leave-out", "--json") == 0
     assert json.loads(capsys.readouterr().out) == FIGURES

@@ -180,8 +180,11 @@ def test_it_ends_with_the_first_round_that_gains_no_more_images_and_keeps_the_on
         "the model of round 1 is confident of 50 of 60 images, the model it began with was confident of 30",
         "adapted version 1 registered, the first champion",
     ]
-    assert adapt_summary(outcome).endswith(f"captcha predict {outcome.example} --model models:/adapted@champion")
-    assert Path(outcome.example).is_file()
+    example = Path(outcome.example)
+    assert adapt_summary(outcome).endswith(
+        f"captcha predict {example.relative_to(Path.cwd())} --model models:/adapted@champion"
+    )
+    assert example.is_file()
     assert [line.split()[0:2] for line in lines if line.startswith("round")] == [
         ["round", f"{number}/8"] for number in range(3)
     ]

@@ -1,11 +1,13 @@
 import csv
 import hashlib
+import io
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, redirect_stderr
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -48,7 +50,7 @@ from captcha.training.export import to_onnx, torch_recognizer
 from captcha.training.loop import EpochResult, TrainingError, TrainingState
 from captcha.training.model import Crnn
 from captcha.training.recipe import DEFAULT, Recipe
-from captcha.training.schedule import Schedule
+from captcha.training.schedule import Schedule, Standing
 
 DIGITS = Vocabulary("0123456789")
 HEIGHT, EPOCHS = 32, 3
@@ -316,6 +318,7 @@ def test_the_weights_kept_are_those_of_the_last_epoch_kept_and_the_end_is_diagno
                 state.average.head.weight.fill_(number)
             if kept:
                 state.keep(number)
+            state.standing = Standing(number, 9, 0.0, 9.0)
             yield EpochResult(number, state.average, nothing, kept, 9.0 if number else None, 0.001, 100.0, 1.0)
 
     monkeypatch.setattr(job, "train_epochs", improve_once)
@@ -342,6 +345,60 @@ def test_a_person_is_told_each_epoch_and_what_to_do_next(trained: Trained) -> No
     for command in ("mlflow ui", "mlflow models serve -m models:/two-digits@champion", "captcha predict"):
         assert command in summary
     assert Path(trained.outcome.example).is_file()
+
+
+class Terminal(io.StringIO):
+    """A stand-in for a terminal of 80 columns, without Unicode: a bar is made of #."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def bars(self) -> list[tuple[str, float]]:
+        """Return each state of the bar that was shown: its text, and how far it had come, from 0 to 1."""
+        cut = [re.fullmatch(r"(.*?)  ([#\d ]+)  +\S+ left *", frame) for frame in self.getvalue().split("\r")]
+        return [(found[1], found[2].count("#") / len(found[2])) for found in cut if found]
+
+
+def test_a_terminal_shows_one_bar_for_all_epochs(folder: Path, quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    asked = settings(data=str(folder), epochs=2)
+    with redirect_stderr(Terminal()) as terminal, tracked_run("a training"):
+        history = fit(asked, split_of(asked, parse_sources(asked)), quick).history
+    texts, shares = zip(*terminal.bars(), strict=True)
+    fast = ("epoch 1/2", f"epoch 2/2  {figures(history[1])}")  # while an epoch of a moment lasts, perhaps not shown
+    assert [text for text in dict.fromkeys(texts) if text not in fast] == [
+        *("reading the validation images", "preparing the first images"),
+        *(f"epoch 1/2  {figures(history[1])}", f"epoch 2/2  {figures(history[2])}"),
+    ]
+    assert list(shares) == sorted(shares)  # a bar for each epoch would begin anew
+    assert shares[-1] == 1
+
+
+def figures(metrics: dict[str, float]) -> str:
+    return f"loss {metrics['train/loss']:.2f}  val {metrics['val/exact_match']:.1%}"
+
+
+def show_bar_of_early_stop() -> None:
+    """Show a round of eight epochs planned that stops after three."""
+    evaluation = Evaluation([Sample("1", "1", np.zeros((HEIGHT, 64, 3), np.uint8))], [Reading("1", 1.0, [1.0])], 0.5)
+    model = Crnn("compact", DIGITS, HEIGHT)
+    with job._Bar("round 2/8", Schedule(8, 3, 0.1, 1, DEFAULT)) as bar:
+        for epoch, last in ((1, 8), (2, 3), (3, 3)):
+            list(bar.steps(range(3 * epoch - 3, 3 * epoch)))
+            bar.show(EpochResult(epoch, model, evaluation, True, 1.0, 0.1, 1.0, 1.0), last)
+
+
+def test_the_bar_of_a_training_that_stops_early_ends_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with redirect_stderr(Terminal()) as terminal:
+        show_bar_of_early_stop()
+    assert terminal.bars()[-1] == ("round 2/8  epoch 3/3  loss 1.00  val 100.0%", 1)
+
+
+def test_what_is_no_terminal_gets_no_bar() -> None:
+    with redirect_stderr(io.StringIO()) as file:
+        show_bar_of_early_stop()
+    assert file.getvalue() == ""
 
 
 def test_a_version_that_is_no_champion_is_served_by_its_number(trained: Trained) -> None:
@@ -570,6 +627,7 @@ def test_a_stuck_training_says_so_and_an_interrupted_one_is_killed(
         state: TrainingState, batches: Batches, samples: list[Sample], schedule: Schedule, *rest: object
     ) -> Iterator[EpochResult]:
         validation = Evaluation(samples, [Reading("", 0.5, []) for _ in samples], 9.0)
+        state.standing = Standing(schedule.epochs // 3, schedule.epochs, 0.0, 9.0)
         yield EpochResult(schedule.epochs // 3, state.average, validation, True, 9.0, 0.001, 100.0, 1.0)
         raise KeyboardInterrupt
 

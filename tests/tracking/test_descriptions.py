@@ -24,15 +24,8 @@ def test_every_setting_that_shapes_a_training_can_stand_in_a_name() -> None:
     }  # fmt: skip
     for name, value in changed.items():
         assert run_name(TrainSettings.model_validate({name: value}), "x") != "x", name
-    elsewhere = {
-        "data",
-        "name",
-        "problems",
-        "backbone",
-        "init",
-        "height",
-        "image_memory",
-    }  # in front, at the end, or of no effect
+    # These stand in front or at the end, or do not shape the model.
+    elsewhere = {"data", "name", "problems", "backbone", "init", "height", "image_memory"}
     assert set(TrainSettings.model_fields) == set(changed) | elsewhere
 
 
