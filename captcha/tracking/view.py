@@ -93,7 +93,7 @@ STATE: Mapping[str, Any] = {
     "compareRunSections": [
         _section("Accuracy", columns=2, height=300),
         _section("Settings", columns=1, height=300),
-        _section("Readings", columns=1, height=640),
+        _section("Readings", columns=1, height=480),
         # MLflow puts the chart of every other metric into the section that the metric's name begins with.
         *map(_closed, ("test", "val", "train", "adapt", "budget", "eval", "Model metrics", "System metrics")),
     ],
