@@ -34,10 +34,16 @@ OnProblems = Annotated[
     Literal["stop", "leave-out"],
     Field(description="what becomes of images with a problem: stop, name them and use none; leave-out, use the others"),
 ]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+SEEDS = 2**32
+"""Seeds are below it, as NumPy joins 32-bit words: a larger seed would stand for another one with another number."""
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 IMAGE_MEMORY = 500
 ImageMemory = Annotated[
     int, Field(ge=0, description="MB of decoded images to keep in memory; the others are decoded anew each time")
+]
+AllowOverlap = Annotated[
+    bool,
+    Field(description="leave out of the test what the model started from was trained on; else that ends the training"),
 ]
 
 
@@ -80,6 +86,7 @@ class TrainSettings(Settings):
     )
     seed: Seed = Field(0, description="seed of the split, the weights, the order and the augmentation")
     image_memory: ImageMemory = IMAGE_MEMORY
+    allow_overlap: AllowOverlap = False
 
     @model_validator(mode="after")
     def _pretrained_needs_resnet18(self) -> Self:
@@ -124,6 +131,7 @@ class AdaptSettings(Settings):
     learning_rate: LearningRate = 0.001
     seed: Seed = Field(0, description="seed of the tenth held out, the order and the augmentation")
     image_memory: ImageMemory = IMAGE_MEMORY
+    allow_overlap: AllowOverlap = False
 
 
 class BudgetSettings(Settings):

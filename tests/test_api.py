@@ -149,7 +149,7 @@ def test_an_evaluation_needs_no_torch_and_matplotlib_only_for_its_pictures(run_i
         """
 import sys
 from captcha.jobs import evaluate
-evaluate.log_test = lambda evaluation: print("read", evaluation.exact_match)
+evaluate.log_test = lambda evaluation, *_: print("read", evaluation.exact_match)
 """
         + COMMAND
     )

@@ -39,28 +39,34 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainSettin
     return configs[0]
 
 
-def arguments_of(entry_point: str, folder: Path, **parameters: str) -> tuple[list[str], str | None]:
-    """Return the arguments that MLflow's command hands to `python`, through a real bash, and $CAPTCHA_PRETRAINED.
+def arguments_of(entry_point: str, folder: Path, **parameters: str) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments that MLflow's command hands to `python`, through a real bash, and the variables CAPTCHA_….
 
     The python on PATH is a stand-in that prints its arguments.
     """
     stand_in = folder / "bin" / "python"
     stand_in.parent.mkdir(exist_ok=True)
-    program = "import json, os, sys\nprint(json.dumps([sys.argv[1:], os.environ.get('CAPTCHA_PRETRAINED')]))\n"
+    program = (
+        "import json, os, sys\n"
+        "flags = {name: value for name, value in os.environ.items() if name.startswith('CAPTCHA_')}\n"
+        "print(json.dumps([sys.argv[1:], flags]))\n"
+    )
     stand_in.write_text(f"#!{sys.executable}\n{program}")
     stand_in.chmod(0o755)
     command = PROJECT.get_entry_point(entry_point).compute_command(parameters, str(folder))
     environment = os.environ | {"PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=True)
-    arguments, pretrained = json.loads(done.stdout)
+    arguments, flags = json.loads(done.stdout)
     assert arguments[:2] == ["-m", "captcha"]
-    return arguments[2:], pretrained
+    return arguments[2:], flags
 
 
 def config_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **parameters: str) -> TrainSettings:
     """Return the configuration that `mlflow run . -P …` asks to train."""
-    arguments, pretrained = arguments_of("main", folder, **parameters)
-    monkeypatch.setenv("CAPTCHA_PRETRAINED", str(pretrained))
+    arguments, flags = arguments_of("main", folder, **parameters)
+    assert set(flags) == {"CAPTCHA_PRETRAINED", "CAPTCHA_ALLOW_OVERLAP"}
+    for name, value in flags.items():
+        monkeypatch.setenv(name, value)
     return run_command(monkeypatch, *arguments)
 
 
@@ -109,6 +115,7 @@ def test_main_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "patience": "4",
         "seed": "5",
         "image_memory": "7",
+        "allow_overlap": "true",
     }
     assert set(wanted) == set(TrainSettings.model_fields)
     assert config_of(monkeypatch, tmp_path, **wanted) == TrainSettings.model_validate(wanted)
@@ -131,15 +138,17 @@ def test_a_misspelt_parameter_is_refused_by_name(
     assert "--epoch " in capsys.readouterr().err
 
 
-def test_pretrained_that_is_no_boolean_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["pretrained", "allow_overlap"])
+def test_a_flag_that_is_no_boolean_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments, pretrained = arguments_of("main", tmp_path, pretrained="imagenet")
-    monkeypatch.setenv("CAPTCHA_PRETRAINED", str(pretrained))
+    arguments, flags = arguments_of("main", tmp_path, **{name: "imagenet"})
+    for variable, value in flags.items():
+        monkeypatch.setenv(variable, value)
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2
-    assert "'--pretrained': " in capsys.readouterr().err
+    assert f"'--{name.replace('_', '-')}': " in capsys.readouterr().err
 
 
 def test_the_other_entry_points_call_their_commands(tmp_path: Path) -> None:

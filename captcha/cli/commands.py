@@ -16,7 +16,7 @@ from captcha.cli.terminal import (
     budget_table,
     compare_runs,
     complain,
-    evaluation_line,
+    evaluation_summary,
     print_json,
     say_loading,
     train_summary,
@@ -25,6 +25,7 @@ from captcha.settings import (
     CHAMPION_URI,
     MODEL_NAME,
     NONE,
+    SEEDS,
     AdaptSettings,
     BudgetSettings,
     TrainSettings,
@@ -44,7 +45,8 @@ def train(*, as_json: Json = False, **settings: Any) -> None:
     outcome = job(checked)
     if as_json:
         names = {name: getattr(outcome, name) for name in ("run_id", "model_name", "model_version")}
-        print_json(outcome.metrics | names)
+        of_all = {"all": outcome.metrics_of_all} if outcome.metrics_of_all else {}
+        print_json(outcome.metrics | names | of_all)
     else:
         typer.echo(train_summary(outcome))
 
@@ -83,16 +85,16 @@ def budget(*, as_json: Json = False, **settings: Any) -> None:
 def evaluate(
     data: DataArgument, model: Model = CHAMPION_URI, problems: Problems = "stop", as_json: Json = False
 ) -> None:
-    """Measure a trained model on a folder of labelled images."""
+    """Measure a trained model on a folder of labelled images, without those that its training saw."""
     LINES.on_stderr = as_json
     say_loading("MLflow")
     from captcha.jobs.evaluate import evaluate as job
 
-    metrics = job(data, model, problems)
+    outcome = job(data, model, problems)
     if as_json:
-        print_json(metrics)
+        print_json(outcome.as_json())
     else:
-        typer.echo(f"{evaluation_line(metrics)}\n\n{compare_runs()}")
+        typer.echo(f"{evaluation_summary(outcome)}\n\n{compare_runs()}")
 
 
 def predict(
@@ -180,7 +182,9 @@ def draw(
     style: Annotated[
         str, typer.Option(help="kaptcha, tilted, outlined, textured, or a .toml file that describes one")
     ] = "kaptcha",
-    seed: Annotated[int, typer.Option(min=0, help="the same seed draws the same images")] = DEFAULTS.seed,
+    seed: Annotated[
+        int, typer.Option(min=0, max=SEEDS - 1, help="the same seed draws the same images")
+    ] = DEFAULTS.seed,
     fonts: Annotated[
         Path | None,
         typer.Option(metavar="DIR", exists=True, file_okay=False, help="draw with the .ttf and .otf fonts below it"),

@@ -17,6 +17,7 @@ from captcha.settings import CHAMPION, project_root
 if TYPE_CHECKING:  # heavy imports, loaded already by the job whose outcome is printed
     from captcha.evaluation.plots import BudgetPoint
     from captcha.jobs.adapt import AdaptOutcome
+    from captcha.jobs.evaluate import EvaluateOutcome
     from captcha.jobs.train import TrainOutcome
 
 UNDER_MLFLOW_RUN = "MLFLOW_RUN_ID" in os.environ  # MLflow removes it once the run is taken up, so it is read early
@@ -75,7 +76,7 @@ def print_json(content: object) -> None:
 def train_summary(outcome: "TrainOutcome") -> str:
     """Return the closing lines of a training: the test's exact match, the model, the next commands."""
     return f"""
-{exact_match_line("the test split", outcome.metrics)}
+{exact_match_line("the test split", outcome.metrics)}{_of_all(outcome)}
 {outcome.message}
 
 {next_commands(outcome.model_name, outcome.model_version, outcome.example)}"""
@@ -83,7 +84,8 @@ def train_summary(outcome: "TrainOutcome") -> str:
 
 def adapt_summary(outcome: "AdaptOutcome") -> str:
     """Return the closing lines of a self-training."""
-    measured = "\n" + exact_match_line("the images held out", outcome.metrics) if outcome.metrics else ""
+    line = exact_match_line("the images held out", outcome.metrics) if outcome.metrics else ""
+    measured = f"\n{line}{_of_all(outcome)}" if line else ""
     return (
         f"\nthe model of round {outcome.rounds} is confident of {outcome.confident} of {outcome.images} images, "
         f"the model it began with was confident of {outcome.confident_before}{measured}\n{outcome.message}"
@@ -95,6 +97,14 @@ def adapt_summary(outcome: "AdaptOutcome") -> str:
     )
 
 
+def _of_all(outcome: "TrainOutcome | AdaptOutcome") -> str:
+    """Return a line with the figure of all test images where training saw some of them, and left those out."""
+    if not (of_all := outcome.metrics_of_all):
+        return ""
+    left_out = of_all["n"] - outcome.metrics["n"]
+    return "\n" + exact_match_line(f"these and those left out, {left_out:.0f} that training saw", of_all)
+
+
 def exact_match_line(images: str, metrics: Mapping[str, float]) -> str:
     """Return how many of these images were read exactly, with the interval."""
     return (
@@ -103,12 +113,13 @@ def exact_match_line(images: str, metrics: Mapping[str, float]) -> str:
     )
 
 
-def evaluation_line(metrics: Mapping[str, float]) -> str:
-    """Return the metrics of an evaluation in one line."""
+def evaluation_summary(outcome: "EvaluateOutcome") -> str:
+    """Return the metrics of an evaluation in one line, and in another what is known of overlap with the training."""
+    metrics = outcome.metrics
     return (
         f"exact match {metrics['exact_match']:.2%} "
         f"(95 % interval {metrics['exact_match_low']:.2%} to {metrics['exact_match_high']:.2%}), "
-        f"{metrics['wrong']} of {metrics['n']} wrong, character error rate {metrics['cer']:.2%}"
+        f"{metrics['wrong']} of {metrics['n']} wrong, character error rate {metrics['cer']:.2%}\n{outcome.checked()}"
     )
 
 

@@ -83,6 +83,8 @@ class Split:
     train: list[Sample]
     validation: list[Sample]
     test: list[Sample]
+    seen: list[Sample] = field(default_factory=list)
+    """What was left out of the test because the training of the model to start from saw it."""
 
     @property
     def digest(self) -> str:

@@ -22,10 +22,13 @@ logger = logging.getLogger(__name__)
 DRAWN_IMAGES = 2500
 """Images that a style draws to be split; the train part sets an epoch's length, training itself draws others."""
 
-FIRST_VALIDATION, FIRST_TEST = 1 << 38, 1 << 39
-"""Numbers of the first image drawn for a validation or test part of its own: far beyond any training's images."""
+FIRST_VALIDATION, FIRST_TEST, FIRST_DRAWN_FOLDER = 1 << 38, 2 << 38, 3 << 38
+"""Numbers of the first image drawn for a validation or test part of its own, and for `captcha draw`.
 
-REDRAWN = 1 << 40  # so much further lies the image drawn in place of one whose text is held back
+A training's begin at 0. Each has more numbers than anyone draws, so no two of them draw the same one.
+"""
+
+REDRAWN = 4 << 38  # so much further lies the image drawn in place of one whose text is held back
 REDRAWS = 1000
 
 
@@ -229,13 +232,8 @@ class Sources:
         parts = Split(samples, [], []) if validation and test else split(samples, seed)
         train = parts.train + (parts.validation if validation else []) + (parts.test if test else [])
         validation, test = validation or parts.validation, test or parts.test
-        leaked = leaks(train, [*validation, *test])
-        names = {problem.file for problem in leaked}
-        left = [sample for sample in train if sample.name not in names]
-        refuse(leaked, len(left), self.data.written, left_out)
-        if not left:
-            raise DataError(f"{self.data.written}: every image is held back for validation or the test, see above")
-        return Split(left, validation, test)
+        train = _apart(train, [*validation, *test], self.data, left_out)
+        return Split(train, _apart(validation, test, self.validation or self.data, left_out), test)
 
     def drawn_samples(self, height: int, seed: int, split: Split, vocabulary: Vocabulary) -> DrawnSamples | None:
         """Return the drawn samples to train on, without the texts held back; None if nothing is drawn.
@@ -246,6 +244,19 @@ class Sources:
         style = self.data if isinstance(self.data, Drawn) else self.drawn
         held_back = {sample.text for sample in [*split.validation, *split.test]}
         return style.samples(height, seed, held_back, vocabulary) if style else None
+
+
+def _apart(
+    samples: Sequence[Sample], held_back: Sequence[Sample], source: Source, left_out: list[Problem] | None
+) -> list[Sample]:
+    """Return the samples whose pixels are not held back, where `refuse` lets the others be left out."""
+    leaked = leaks(samples, held_back)
+    names = {problem.file for problem in leaked}
+    left = [sample for sample in samples if sample.name not in names]
+    refuse(leaked, len(left), source.written, left_out)
+    if not left:
+        raise DataError(f"{source.written}: every image is held back for validation or the test, see above")
+    return left
 
 
 def refuse(problems: Sequence[Problem], left: int, source: str, left_out: list[Problem] | None) -> None:

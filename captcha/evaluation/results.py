@@ -1,8 +1,8 @@
 """What a recogniser reads of labelled images, and the metrics that follow."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +24,8 @@ class Evaluation:
     readings: Sequence[Reading]
     loss: float
     """CTC loss per image: the mean of -log P(label), over the labels that the vocabulary can spell."""
+    seen: "Evaluation | None" = None
+    """The readings of images that were put apart, since the model's training saw them."""
 
     @property
     def predictions(self) -> list[str]:
@@ -80,8 +82,24 @@ class Evaluation:
 
     def with_repeats(self) -> "Evaluation":
         """Return the part whose labels have the same character twice in a row; its loss is not known (nan)."""
-        kept = [i for i, text in enumerate(self.references) if any(a == b for a, b in pairwise(text))]
-        return Evaluation([self.samples[i] for i in kept], [self.readings[i] for i in kept], float("nan"))
+        return self._part(any(a == b for a, b in pairwise(text)) for text in self.references)
+
+    def put_apart(self, seen: Sequence[bool]) -> "Evaluation":
+        """Return the images that are not marked; those that are become its `seen`. Both losses are not known (nan)."""
+        if not any(seen):
+            return self
+        return replace(self._part(not mark for mark in seen), seen=self._part(seen))
+
+    def metrics_of_all(self) -> dict[str, float]:
+        """Return the metrics of all images, those put apart among them."""
+        if self.seen is None:
+            return self.metrics()
+        samples = [*self.samples, *self.seen.samples]
+        return Evaluation(samples, [*self.readings, *self.seen.readings], math.nan).metrics()
+
+    def _part(self, kept: Iterable[bool]) -> "Evaluation":
+        of_it = [i for i, keep in enumerate(kept) if keep]
+        return Evaluation([self.samples[i] for i in of_it], [self.readings[i] for i in of_it], math.nan)
 
 
 def evaluate(recognizer: Recognizer, samples: Sequence[Sample]) -> Evaluation:

@@ -7,7 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import mlflow
 import pandas as pd
@@ -16,14 +16,15 @@ from tqdm import tqdm
 from captcha import CaptchaError
 from captcha.data.problems import Problem
 from captcha.data.samples import ImageMemory, Sample, Split, unit_hash
+from captcha.data.seen import SeenPixels
 from captcha.data.sources import Folder, Sources, parse_folder, parse_style
 from captcha.evaluation.metrics import exact_match
 from captcha.evaluation.results import Evaluation
 from captcha.jobs import train as training
 from captcha.reading.recognizer import Reading
-from captcha.settings import AdaptSettings, TrainSettings
+from captcha.settings import SEEDS, AdaptSettings, TrainSettings
 from captcha.tracking.descriptions import run_name
-from captcha.tracking.models import log_weights
+from captcha.tracking.models import log_seen, log_weights
 from captcha.tracking.records import ImageSet, log_facts, log_left_out, log_predictions, log_settings
 from captcha.tracking.registry import register
 from captcha.tracking.runs import NOTE, tracked_run
@@ -36,9 +37,6 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT = 0.1
 """Share of the images that no round learns from."""
-
-HELD_OUT_DATA = "a tenth of the data, by its pixels"
-"""What stands in the run for its test data: a training splits by the labels, so it would test on other images."""
 
 CONFIDENT_SHARE, FLOOR = 0.1, 0.5
 """Of each character's readings the most confident tenth is learned from too, if its confidence is at least FLOOR."""
@@ -64,6 +62,8 @@ class AdaptOutcome:
     message: str
     example: str
     """Absolute path of an image to try the model on."""
+    metrics_of_all: dict[str, float] = field(default_factory=dict)
+    """Of all images held out, those among them that a training saw; empty where none saw any."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class Round:
     number: int
     checkpoint: Checkpoint
     readings: list[Reading]
+    seen: SeenPixels
+    """What this round, those before it, and the trainings before the job saw."""
     learned_from: int = 0
 
     def confident(self, threshold: float) -> int:
@@ -104,6 +106,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
         StyleError, FontError: there is no such style, or it draws what the model cannot read.
         RegistryError: there is no such model to start from.
         CheckpointError: its weights are damaged.
+        SeenError: its training saw some of the labelled images held out, which the settings do not allow.
         AdaptationError: the model reads no image confidently, or there are too few.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
@@ -121,10 +124,14 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
             [images.samples[i] for i in images.held_out],
             [images.labelled[i] for i in images.held_out] if settings.labelled else [],
         )
+        remedy = "take another --seed, or images that it was not trained on"
+        split = training.with_unseen_test(split, parent, settings.allow_overlap, remedy)
         inputs = _log_run(settings.model_dump(), sources, split, checkpoint, recipe)
         training.log_parent(parent, checkpoint, checkpoint.vocabulary)
         logger.info(f"adapting {parent.uri} to {len(images.samples)} images, {len(images.held_out)} of them held out")
-        initial = Round(0, checkpoint, _read(checkpoint, images.samples))
+        if known := sum(parent.seen.among(images.samples)):
+            logger.info(f"{parent.uri} was trained on {known} of these images already")
+        initial = Round(0, checkpoint, _read(checkpoint, images.samples), parent.seen)
         kept = _rounds(settings, sources, images, initial, recipe)
         mlflow.log_metrics({"best_round": kept.number})
         example = folder.path / images.samples[images.held_out[0]].name
@@ -136,8 +143,9 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
             log_facts({NOTE: f"{message[0].upper()}{message[1:]}."})
         else:
             log_weights(kept.checkpoint.to_bytes())
+            log_seen(kept.seen)
             model = kept.checkpoint.model()
-            evaluation = training.log_recognizer(model, split, example, kept.number, inputs["test"])
+            evaluation = training.log_recognizer(model, split, example, kept.seen, kept.number, inputs["test"])
             name, version, message = register(run.info.run_id, settings.name)
     return AdaptOutcome(
         run_id=run.info.run_id,
@@ -150,6 +158,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
         model_version=version,
         message=message,
         example=str(example.absolute()),
+        metrics_of_all=evaluation.metrics_of_all() if evaluation and evaluation.seen else {},
     )
 
 
@@ -182,8 +191,8 @@ def _rounds(settings: AdaptSettings, sources: Sources, images: _Images, before: 
                 "first on images more like them, drawn in their style or labelled by hand"
             )
         with tracked_run(f"round {number}", nested=True):
-            checkpoint = _train_round(settings, sources, images, latest, selected, recipe)
-        previous, latest = latest, Round(number, checkpoint, _read(checkpoint, images.samples), len(selected))
+            checkpoint, seen = _train_round(settings, sources, images, latest, selected, recipe)
+        previous, latest = latest, Round(number, checkpoint, _read(checkpoint, images.samples), seen, len(selected))
         _log_round(settings, latest, previous, images)
         if latest.confident(settings.threshold) <= kept.confident(settings.threshold):
             break
@@ -226,9 +235,12 @@ def _train_round(
     latest: Round,
     selected: Sequence[int],
     recipe: Recipe,
-) -> Checkpoint:
-    """Return the model trained on the selected readings; validation uses the readings of the images held out."""
-    start, readings, seed = latest.checkpoint, latest.readings, settings.seed + latest.number + 1
+) -> tuple[Checkpoint, SeenPixels]:
+    """Return the model trained on the selected readings, and what it has seen by then.
+
+    Validation uses the readings of the images held out, and chooses nothing: the last epoch is kept.
+    """
+    start, readings, seed = latest.checkpoint, latest.readings, (settings.seed + latest.number + 1) % SEEDS
     learned, compared = (
         [replace(images.samples[i], text=readings[i].text) for i in part] for part in (selected, images.held_out)
     )
@@ -243,18 +255,20 @@ def _train_round(
     fitted = training.fit(model, batches, split, schedule, keep_last=True, title=title)
     checkpoint = Checkpoint.of(fitted.model)
     log_weights(checkpoint.to_bytes())
+    seen = SeenPixels.of(batches.learned_from, parent=latest.seen)
+    log_seen(seen)
     read = Counter("".join(reading.text for reading in readings))
     learned_from = Counter("".join(sample.text for sample in learned))
     rows = [(character, count, learned_from[character]) for character, count in read.most_common()]
     mlflow.log_table(pd.DataFrame(rows, columns=["character", "read", "learned_from"]), "characters.json")
-    return checkpoint
+    return checkpoint, seen
 
 
 def _log_run(
     settings: dict[str, object], sources: Sources, split: Split, checkpoint: Checkpoint, recipe: Recipe
 ) -> dict[str, ImageSet]:
     """Log the settings of a self-training, and what another training needs to start from its model."""
-    log_facts({"height": checkpoint.height, "test_data": HELD_OUT_DATA})
+    log_facts({"height": checkpoint.height})
     return training.log_training(settings, sources, split, checkpoint.vocabulary, checkpoint.backbone, recipe)
 
 

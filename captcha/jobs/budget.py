@@ -58,6 +58,7 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
         DataError: the folder has problems, all logged first, or fewer labels than the settings name.
         StyleError: there is no such style.
         RegistryError: there is no such model to start from.
+        SeenError: its training saw images that are tested on.
         TrainingError: a training cannot go on, or its exported model does not agree with it.
     """
     folder = parse_folder(settings.data)
@@ -72,6 +73,9 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
         samples = folder.samples(height, memory=ImageMemory(DEFAULTS.image_memory), left_out=left_out)
         log_left_out(left_out or ())
         splits = [split(samples, seed) for seed in range(settings.seeds)]
+        if parent:
+            tests = [sample for each in splits for sample in each.test]
+            training.with_unseen_test(Split([], [], tests), parent[0], None, "start from a model of drawn images alone")
         fewest = min(len(each.train) + len(each.validation) for each in splits)  # the number shown for `all`
         if (most := max((count or 0 for count in settings.counts), default=0)) > fewest:
             raise DataError(

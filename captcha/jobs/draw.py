@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from captcha.data.folders import encode_png, images_in, refuse_existing, write_folder
 from captcha.data.samples import DataError
+from captcha.data.sources import FIRST_DRAWN_FOLDER
 from captcha.drawing.fonts import default_fonts, fonts_below, fonts_for
 from captcha.drawing.rendering import draw_one
 from captcha.drawing.sheet import SHEET_IMAGES, make_sheet
@@ -33,7 +34,7 @@ def draw(
         out: the folder, which appears once all is drawn; the sheet is written last.
         style_name: a built-in style's name, or a TOML file's.
         count: images, at least one.
-        seed: image i follows from it and i, given style and fonts.
+        seed: image i follows from it and i, given style and fonts; a training on draw:STYLE has other numbers.
         fonts: folder with the .ttf and .otf files to draw with; None takes the default fonts.
         sheet: PNG file to write, with the first of the images.
         beside: folder of images to show beside them on the sheet.
@@ -62,7 +63,7 @@ def draw(
 
 
 def _draw_all(style: Style, count: int, seed: int, fonts: Sequence[Path]) -> Iterator[tuple[str, Image]]:
-    return (draw_one(style, seed, index, fonts) for index in range(count))
+    return (draw_one(style, seed, FIRST_DRAWN_FOLDER + index, fonts) for index in range(count))
 
 
 def some_images_in(folder: Path) -> list[Path]:

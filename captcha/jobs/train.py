@@ -4,7 +4,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlflow
@@ -14,19 +14,21 @@ from tqdm import tqdm
 from captcha.data.folders import encode_png
 from captcha.data.problems import Problem
 from captcha.data.samples import ImageMemory, Sample, Split
+from captcha.data.seen import SeenPixels, without_seen
 from captcha.data.sources import DRAWN_IMAGES, Drawn, Folder, Sources
 from captcha.evaluation.plots import learning_curves
 from captcha.evaluation.results import Evaluation, disagreement, evaluate
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import TrainSettings, project_root
-from captcha.tracking.descriptions import COLOURS, describe_training, run_name
-from captcha.tracking.models import Parent, load_parent, log_model, log_weights
+from captcha.tracking.descriptions import COLOUR, COLOURS, describe_training, run_name
+from captcha.tracking.models import Parent, load_parent, log_model, log_seen, log_weights
 from captcha.tracking.records import (
     ImageSet,
     log_facts,
     log_inputs,
     log_left_out,
+    log_overlap,
     log_predictions,
     log_settings,
     log_test,
@@ -58,6 +60,8 @@ class TrainOutcome:
     message: str
     example: str
     """Absolute path of an image to try the model on."""
+    metrics_of_all: dict[str, float] = field(default_factory=dict)
+    """Of all test images, those among them that training saw; empty where it saw none."""
 
 
 def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOutcome:
@@ -68,6 +72,7 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
         StyleError, FontError: a style cannot be drawn.
         RegistryError: there is no such model to start from.
         CheckpointError: the model to start from is of another kind, or damaged.
+        SeenError: the training of the model to start from saw test images, which the settings do not allow.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
     sources = parse_sources(settings)
@@ -78,10 +83,14 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
         left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
         split = split_of(settings, sources, left_out)
         log_left_out(left_out or ())
+        if parent:
+            split = with_unseen_test(split, parent[0], settings.allow_overlap, "test on other images with --test-data")
         example = example_of(sources, split.test[0])
         evaluation = learn(settings, sources, split, parent, example, recipe)
         name, version, message = register(run.info.run_id, settings.name)
-    return TrainOutcome(run.info.run_id, evaluation.metrics(), name, version, message, str(example.absolute()))
+    of_all = evaluation.metrics_of_all() if evaluation.seen else {}
+    path = str(example.absolute())
+    return TrainOutcome(run.info.run_id, evaluation.metrics(), name, version, message, path, of_all)
 
 
 def name_of(settings: TrainSettings, sources: Sources, parent: tuple[Parent, Checkpoint] | None) -> str:
@@ -165,7 +174,6 @@ def learn(
     )
     if parent:
         log_parent(*parent, vocabulary)
-        _warn_of_known_tests(settings, parent[0])
         warm_start(model, parent[1])
     schedule = schedule_of(
         split, settings.epochs, settings.batch_size, settings.learning_rate, settings.patience, recipe
@@ -173,7 +181,9 @@ def learn(
     batches = batches_of(sources, split, settings.batch_size, settings.seed, settings.height, vocabulary)
     fitted = fit(model, batches, split, schedule, started=parent is not None)
     log_weights(Checkpoint.of(fitted.model).to_bytes())
-    evaluation = log_recognizer(fitted.model, split, example, fitted.epoch, images["test"])
+    seen = SeenPixels.of(batches.learned_from, [*batches.folder, *split.validation], parent[0].seen if parent else None)
+    log_seen(seen)
+    evaluation = log_recognizer(fitted.model, split, example, seen, fitted.epoch, images["test"])
     assert evaluation  # a split has a test part
     mlflow.log_figure(learning_curves(fitted.history), "learning_curves.png")
     return evaluation
@@ -209,7 +219,7 @@ def log_training(
             "data": sources.data.written,
             "vocabulary": vocabulary.characters,
             "device": choose_device(),
-            "mlflow.runColor": COLOURS[backbone],
+            COLOUR: COLOURS[backbone],
         }
     )
     return log_inputs(split, sources.by_side())
@@ -228,16 +238,19 @@ def log_parent(parent: Parent, checkpoint: Checkpoint, vocabulary: Vocabulary) -
         )
 
 
-def _warn_of_known_tests(settings: TrainSettings, parent: Parent) -> None:
-    """Warn if the parent was trained on the test's folder, split in another way."""
-    folder = Path(settings.test_data or settings.data)
-    same_split = settings.test_data is None and parent.test_data == "none" and parent.seed == settings.seed
-    if folder.is_dir() and folder.resolve() == Path(parent.data).resolve() and not same_split:
+def with_unseen_test(split: Split, parent: Parent, allow_overlap: bool | None, remedy: str) -> Split:
+    """Return the split, its test part without the images that the parent's training saw; warn if that is not known.
+
+    Raises:
+        SeenError: there are such images, and they are not allowed or no others are left.
+    """
+    if parent.seen.unknown and split.test:
         logger.warning(
-            "%s was trained on %s, split in another way, so on some of the images of this test: its metrics will be "
-            "too good; test on others with --test-data",
-            *(parent.uri, parent.data),
+            "which images %s was trained on is not known, as an earlier version of captcha trained it: nobody can tell "
+            "whether test images are among them",
+            parent.seen.unknown,
         )
+    return without_seen(split, parent.seen, parent.uri, allow_overlap, remedy)
 
 
 def schedule_of(
@@ -374,10 +387,15 @@ def _warn(warning: str | None) -> None:
         logger.warning(warning)
 
 
-def log_recognizer(model: Crnn, split: Split, example: Path, step: int, images: ImageSet) -> Evaluation | None:
+def log_recognizer(
+    model: Crnn, split: Split, example: Path, seen: SeenPixels, step: int, images: ImageSet
+) -> Evaluation | None:
     """Export the model, check it on the validation images, log it, and test it where there are test images.
 
-    `step` is that of the metrics which the model has earned, `images` the test side as MLflow knows it.
+    `step` is that of the metrics which the model has earned, `images` the test side as MLflow knows it. Images that
+    training has seen are put apart.
+
+    Of the test images, those that its training saw are put apart.
 
     Raises:
         TrainingError: the exported model does not agree with the trained one.
@@ -391,9 +409,11 @@ def log_recognizer(model: Crnn, split: Split, example: Path, step: int, images: 
             raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
         log_facts({f"sha256.{name}": digest for name, digest in digests.items()})
         model_id = log_model(folder, example.read_bytes(), step).model_id
-        evaluation = evaluate(recognizer, split.test) if split.test else None
+        tested = [*split.test, *split.seen]
+        evaluation = evaluate(recognizer, tested).put_apart(seen.among(tested)) if tested else None
         if evaluation:
             log_test(evaluation, "test", model_id, images)
+            log_overlap(evaluation)
     describe_run()
     return evaluation
 

@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from mlflow.entities import Run
 
 from captcha.settings import MODEL_NAME, Settings
-from captcha.tracking.models import fact
+from captcha.tracking.models import SEEN_TAG, UNKNOWN_TAG, fact
 
+COLOUR = "mlflow.runColor"
 COLOURS = {"resnet18": "#1f77b4", "compact": "#ff7f0e"}
-"""The colour of a run in MLflow's charts, by its backbone."""
+"""The tag by which MLflow colours a run in its charts, and its value by the run's backbone."""
 
 _WORDS = {
     "val_data": "validated on {}",
@@ -47,11 +49,13 @@ def run_name(settings: Settings, *first: str, parent: str | None = None) -> str:
 
 
 def short_uri(uri: str) -> str:
-    """Return a model's URI as names have it: v3, NAME v3, run 0123abcd; a folder stays as it is."""
+    """Return a model's URI as names have it: v3, NAME v3, run 0123abcd, folder NAME."""
     if match := re.fullmatch(r"models:/([^/@]+)/(\d+)", uri):
         name, number = match.groups()
         return f"v{number}" if name == MODEL_NAME else f"{name} v{number}"
-    return re.sub(r"runs:/(\w{8})\w*", r"run \1", uri)
+    if match := re.fullmatch(r"runs:/(\w{8})\w*", uri):
+        return f"run {match[1]}"
+    return uri.removeprefix("models:/") if uri.startswith("models:/") else f"folder {Path(uri).resolve().name}"
 
 
 def percent(share: float | str) -> str:
@@ -72,7 +76,20 @@ def describe_training(run: Run) -> str:
     if figures is None:
         return f"Not tested, there were no labels: {trained}."
     match = exact_match_sentence(*figures, "test images")
-    return f"{match}, character error rate {percent(run.data.metrics['test/cer'])}: {trained}."
+    rate = percent(run.data.metrics["test/cer"])
+    return f"{match}, character error rate {rate}: {trained}.{_kept_apart(run.data.tags)}"
+
+
+def _kept_apart(tags: Mapping[str, str]) -> str:
+    """Return what was checked of a test's images: whether their pixels are among those that training saw."""
+    if "overlap" not in tags:  # a run of an earlier version, which did not look
+        return ""
+    told = f" None of the test images is among the {tags[SEEN_TAG]} images that training saw"
+    if tags["overlap"] != "0":
+        told += f" ({tags['overlap']} that training saw are left out; {tags['overlap_right']} of those are right)"
+    if UNKNOWN_TAG in tags:
+        told += f"; which images {tags[UNKNOWN_TAG]} was trained on is not known"
+    return f"{told}."
 
 
 def measured(run: Run, prefix: str) -> tuple[int, int, float, float] | None:

@@ -22,12 +22,19 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 import captcha
+from captcha.data.seen import SeenError, SeenPixels
 from captcha.reading.recognizer import ARTIFACT, Recognizer
 from captcha.tracking.naming import meant
 from captcha.tracking.runs import RegistryError, connect
 
 WEIGHTS_FOLDER, WEIGHTS_FILE = "weights", "model.safetensors"
 """Where a run keeps the weights that another training can start from; their sha256 is a tag of the run."""
+
+SEEN_FILE = "training_pixels.npy"
+"""Beside the weights: which pixels their training saw, and those of the models that it was started from."""
+
+SEEN_TAG, UNKNOWN_TAG = "training_pixels", "training_pixels_unknown"
+"""Tags of a run: how many images these are; the model that it was started from, where nobody noted that one's."""
 
 SERVED_PACKAGES = ("mlflow", "onnxruntime", "numpy", "opencv-python-headless", "pillow")
 """What `captcha.reading` imports, and pandas, which comes with mlflow."""
@@ -77,15 +84,55 @@ def _no_model(uri: str, error: Exception) -> RegistryError:
 
 
 @dataclass(frozen=True)
+class Resolved:
+    """Which model a person has named, now that an alias may move; `run` trained it and holds its files."""
+
+    uri: str
+    """models:/NAME/VERSION, runs:/RUN_ID, models:/MODEL_ID, or a recogniser's folder."""
+    name: str | None = None
+    version: int | None = None
+    model_id: str | None = None
+    run: Run | None = None
+
+
+def resolve(model: str) -> Resolved:
+    """Return which model models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, models:/MODEL_ID or a folder names.
+
+    Raises:
+        RegistryError: there is no such model.
+    """
+    if model and Path(model).is_dir():
+        return Resolved(model)
+    if not model.startswith(("models:/", "runs:/")):
+        raise RegistryError(
+            f"{model!r} names no model: there is no such folder; use models:/NAME@ALIAS, models:/NAME/VERSION, "
+            "runs:/RUN_ID or a recogniser's folder"
+        )
+    connect()
+    client = MlflowClient()
+    try:
+        if match := re.fullmatch(r"models:/(m-\w+)", model):
+            run_id = client.get_logged_model(match[1]).source_run_id
+            return Resolved(model, model_id=match[1], run=client.get_run(run_id) if run_id else None)
+        uri, run_id = _run_behind(client, model)
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise RegistryError(f"{model}: {first_line(error)}; train one first, or name another") from None
+    model_id = logged_model(client, run).model_id
+    if match := re.fullmatch(r"models:/(.+)/(\d+)", uri):
+        return Resolved(uri, match[1], int(match[2]), model_id, run)
+    return Resolved(uri, model_id=model_id, run=run)
+
+
+@dataclass(frozen=True)
 class Parent:
     """A trained model that another training starts from."""
 
     uri: str
     """models:/NAME/VERSION, also where an alias was asked for, or runs:/RUN_ID."""
     run_id: str
-    data: str
-    test_data: str
-    seed: int
+    seen: SeenPixels
+    """Which pixels its training saw."""
     weights: bytes
     """The content of a safetensors file."""
     meaning: Mapping[str, str]
@@ -106,23 +153,25 @@ def load_parent(uri: str) -> Parent:
     except MlflowException as error:
         raise _no_model(uri, error) from None
     weights = _weights(uri, run)
-    params = run.data.params
     try:
         meaning = {name: fact(run, name) for name in ("backbone", "vocabulary", "height")}
-        return Parent(
-            resolved, run_id, fact(run, "data"), fact(run, "test_data"), int(params["seed"]), weights, meaning
-        )
+        return Parent(resolved, run_id, load_seen(run, resolved), weights, meaning)
     except KeyError as error:
         raise RegistryError(f"{uri}: run {run_id} is no training, it does not say its {error}; name another") from None
+
+
+def _content(run_id: str, name: str) -> bytes:
+    """Return the content of a run's file. Raises MlflowException or OSError where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder)
+        return Path(path).read_bytes()
 
 
 def _weights(uri: str, run: Run) -> bytes:
     """Return the content of a run's weights, checked against their sha256."""
     run_id, name = run.info.run_id, f"{WEIGHTS_FOLDER}/{WEIGHTS_FILE}"
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder)
-            weights = Path(path).read_bytes()
+        weights = _content(run_id, name)
     except (MlflowException, OSError) as error:
         raise RegistryError(
             f"{uri}: run {run_id} has no {name} to start from ({first_line(error)}); name another"
@@ -149,11 +198,42 @@ def _run_behind(client: MlflowClient, uri: str) -> tuple[str, str]:
 
 def log_weights(content: bytes) -> None:
     """Log a safetensors file that a training can start from, and its sha256, to the active run."""
+    _log_content(content, WEIGHTS_FILE)
+    mlflow.set_tag(f"sha256.{WEIGHTS_FILE}", hashlib.sha256(content).hexdigest())
+
+
+def _log_content(content: bytes, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / WEIGHTS_FILE
+        file = Path(folder) / name
         file.write_bytes(content)
         mlflow.log_artifact(str(file), WEIGHTS_FOLDER)
-    mlflow.set_tag(f"sha256.{WEIGHTS_FILE}", hashlib.sha256(content).hexdigest())
+
+
+def log_seen(seen: SeenPixels) -> None:
+    """Log which pixels a training saw, beside its weights, to the active run."""
+    _log_content(seen.to_bytes(), SEEN_FILE)
+    mlflow.set_tags({SEEN_TAG: seen.count, **({UNKNOWN_TAG: seen.unknown} if seen.unknown else {})})
+
+
+def load_seen(run: Run, model: str) -> SeenPixels:
+    """Return which pixels the training of a run saw; `model` names it where that is unknown, as of earlier versions.
+
+    Raises:
+        RegistryError: they were noted, but the file is missing or damaged.
+    """
+    tags, name = run.data.tags, f"{WEIGHTS_FOLDER}/{SEEN_FILE}"
+    if SEEN_TAG not in tags:
+        return SeenPixels.not_noted(model)
+    try:
+        seen = SeenPixels.from_bytes(_content(run.info.run_id, name), tags.get(UNKNOWN_TAG))
+        if str(seen.count) != tags[SEEN_TAG]:
+            raise SeenError(f"it holds {seen.count} images, not {tags[SEEN_TAG]}")
+    except (MlflowException, OSError, SeenError) as error:
+        raise RegistryError(
+            f"{name} of run {run.info.run_id} is missing or damaged ({first_line(error)}), so nobody can tell whether "
+            "its training saw an image; name another model"
+        ) from None
+    return seen
 
 
 def log_model(recognizer: Path, example: bytes, step: int) -> ModelInfo:

@@ -12,6 +12,7 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+from mlflow.entities import LoggedModelInput
 from PIL import Image
 
 from captcha.data.problems import Problem, printable
@@ -108,7 +109,8 @@ def log_test(
     repeats = evaluation.with_repeats()
     if repeats.samples:
         figures |= {"exact_match_repeats": repeats.exact_match, "n_repeats": len(repeats.samples)}
-    mlflow.log_dict(figures, f"{prefix}.json")
+    of_all = {"all": evaluation.metrics_of_all()} if evaluation.seen else {}
+    mlflow.log_dict(figures | of_all, f"{prefix}.json")
     log_facts(
         {
             f"{prefix}_images": len(evaluation.samples),
@@ -174,3 +176,17 @@ def _quoted(text: str) -> str:
     `mlflow.load_table` makes 42 of 00042 in a column of digits.
     """
     return json.dumps(text, ensure_ascii=False)
+
+
+def log_overlap(evaluation: Evaluation) -> None:
+    """Log as tags how many images were left out of a test, since training saw them, and how many of those are right."""
+    seen = evaluation.seen
+    tags = {"overlap": len(seen.samples) if seen else 0}
+    mlflow.set_tags(tags | ({"overlap_right": len(seen.samples) - seen.wrong} if seen else {}))
+
+
+def log_evaluated(samples: Sequence[Sample], source: Source, model_id: str | None) -> ImageSet:
+    """Log the images that a model is evaluated on, and the logged model, as inputs of the run; return the data set."""
+    dataset = ImageSet(source, samples, "eval")
+    mlflow.log_input(dataset, context="eval", model=LoggedModelInput(model_id) if model_id else None)
+    return dataset

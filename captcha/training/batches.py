@@ -2,8 +2,9 @@
 
 import itertools
 import os
+from array import array
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import cv2
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from captcha import CaptchaError
 from captcha.data.samples import Sample
+from captcha.data.seen import pixel_key
 from captcha.data.sources import DrawnSamples
 
 WORKERS = 4  # at most; each draws some hundred images a second
@@ -31,6 +33,8 @@ class Batches:
     seed: int
     first_drawn: int = 0
     """Number of the first drawn sample to learn from."""
+    learned_from: "array[int]" = field(default_factory=lambda: array("Q"), compare=False, repr=False)
+    """The `pixel_key` of every sample yielded so far."""
 
     def numbers(self, step: int) -> list[int]:
         """Return the numbers of a step's samples; those of drawn ones follow the folder's last."""
@@ -64,7 +68,9 @@ class Batches:
         for batch in loader:
             if wrong := [item for item in batch if isinstance(item, CaptchaError)]:
                 raise wrong[0]
-            yield [self.folder[item] if isinstance(item, int) else item for item in batch]
+            samples = [self.folder[item] if isinstance(item, int) else item for item in batch]
+            self.learned_from.extend(pixel_key(sample.digest) for sample in samples)
+            yield samples
 
 
 def shuffled(count: int, seed: int, place: int) -> int:

@@ -19,6 +19,7 @@ from captcha import __version__
 from captcha.cli import app as cli
 from captcha.cli import commands
 from captcha.jobs import evaluate, predict, train
+from captcha.jobs.evaluate import EvaluateOutcome
 from captcha.jobs.train import TrainOutcome
 from captcha.reading import recognizer
 from captcha.reading.images import ImageError
@@ -127,19 +128,31 @@ def test_train_trains_as_told_and_prints_what_came_of_it(monkeypatch: pytest.Mon
 def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
     asked: list[object] = []
 
-    def stand_in(folder: str, model: str, problems: str) -> dict[str, float]:
+    of_all = {**FIGURES, "exact_match": 0.995, "n": 300}
+    outcome = EvaluateOutcome("r1", "models:/m/2", 2, "d1", FIGURES, of_all, 5000, None)
+
+    def stand_in(folder: str, model: str, problems: str) -> EvaluateOutcome:
         asked.append((folder, model, problems))
-        return FIGURES
+        return outcome
 
     monkeypatch.setattr(evaluate, "evaluate", stand_in)
     monkeypatch.setattr(commands, "compare_runs", lambda: "where the runs are")
     assert run("evaluate", str(tmp_path)) == 0
     assert capsys.readouterr().out == (
         "exact match 99.00% (95 % interval 95.00% to 99.80%), 1 of 100 wrong, character error rate 0.20%\n"
+        "training saw 200 of the folder's 300 images, which are left out here; of all 300, 99.50% are read exactly\n"
         "\nwhere the runs are\n"
     )
     assert run("evaluate", str(tmp_path), "--model", "models:/m/2", "--problems", "leave-out", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == FIGURES
+    assert json.loads(capsys.readouterr().out) == FIGURES | {
+        "run_id": "r1",
+        "model": "models:/m/2",
+        "version": 2,
+        "data_digest": "d1",
+        "overlap": 200,
+        "training_pixels_unknown": None,
+        "all": of_all,
+    }
     assert asked == [
         (str(tmp_path), "models:/captcha-crnn@champion", "stop"),
         (str(tmp_path), "models:/m/2", "leave-out"),

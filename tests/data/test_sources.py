@@ -72,6 +72,20 @@ def test_a_style_whose_texts_are_all_held_back_is_one_line() -> None:
         samples(FEW, without=FEW.texts)[0]
 
 
+def test_an_image_that_chooses_the_epoch_cannot_be_tested_on(
+    captcha_folder: Path, write_image: Callable[..., Path]
+) -> None:
+    other = write_image(captcha_folder.parent / "other" / "abc.png").parent
+    for validation, test in ((str(other), str(other)), (None, str(captcha_folder)), (str(captcha_folder), None)):
+        with pytest.raises(DataError, match="in the data, see above"):
+            Sources.parse(str(captcha_folder), validation, test, None).split(32, None, 0, ImageMemory(9))
+    # One image of the validation part alone, which is split off the data.
+    usual = Sources.parse(str(captcha_folder), None, None, None).split(32, None, 0, ImageMemory(9))
+    shutil.copy(captcha_folder / usual.validation[0].name, other)
+    with pytest.raises(DataError, match="1 problem in the data, see above"):
+        Sources.parse(str(captcha_folder), None, str(other), None).split(32, None, 0, ImageMemory(9))
+
+
 def test_a_drawn_validation_and_a_drawn_test_part_have_images_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DRAWN_IMAGES", 60)
     split = Sources.parse("draw:outlined", "draw:outlined", "draw:outlined", None).split(32, None, 0, ImageMemory(9))

@@ -59,6 +59,17 @@ def test_the_readings_are_those_of_the_recognizer() -> None:
     assert evaluate(recognizer(), samples).readings == recognizer().read([s.image for s in samples])
 
 
+def test_images_put_apart_count_in_the_metrics_of_all_alone() -> None:
+    whole = evaluate(recognizer(), [sample("ab", 0), sample("a", 100), sample("b", 200), sample("a", 0)])
+    assert whole.put_apart([False] * 4) is whole
+    apart = whole.put_apart([True, False, False, True])
+    assert (apart.references, apart.predictions) == (["a", "b"], ["a", ""])
+    assert apart.seen
+    assert (apart.seen.references, apart.seen.predictions) == (["ab", "a"], ["ab", "ab"])
+    assert (apart.metrics()["n"], apart.exact_match, apart.metrics_of_all()) == (2, 0.5, whole.metrics())
+    assert whole.metrics_of_all() == whole.metrics()
+
+
 def test_the_loss_is_the_mean_over_the_labels_that_can_be_spelled_and_aligned() -> None:
     read = [("ab", 0), ("b", 0), ("a", 100), ("", 200)]
     others = [("x", 0), ("aa", 100)]  # outside the vocabulary; three frames needed, two there

@@ -15,6 +15,8 @@ from mlflow.entities import Run
 from captcha.cli.terminal import adapt_summary
 from captcha.data.folders import read_images, read_samples
 from captcha.data.samples import DataError, Sample, Split, split, unit_hash
+from captcha.data.seen import SeenError, SeenPixels, pixel_key
+from captcha.data.sources import Sources, parse_folder
 from captcha.jobs import adapt as job
 from captcha.jobs import train as training
 from captcha.jobs.adapt import AdaptationError, adapt, confident_readings
@@ -22,7 +24,7 @@ from captcha.jobs.train import log_training, parse_sources
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import AdaptSettings, TrainSettings
-from captcha.tracking.models import load_parent, log_weights
+from captcha.tracking.models import load_parent, load_seen, log_seen, log_weights
 from captcha.tracking.runs import tracked_run
 from captcha.training.batches import Batches
 from captcha.training.checkpoint import Checkpoint
@@ -159,15 +161,18 @@ def test_it_ends_with_the_first_round_that_gains_no_more_images_and_keeps_the_on
     assert load_parent(f"runs:/{outcome.run_id}").weights == load_parent(f"runs:/{rounds[0].info.run_id}").weights
     assert load_parent(f"runs:/{outcome.run_id}").weights != load_parent(f"runs:/{rounds[1].info.run_id}").weights
 
-    # Another training splits by the labels: it must see that this one has not held its test part back.
-    assert load_parent(f"runs:/{outcome.run_id}").test_data == job.HELD_OUT_DATA
-
     held_out = {s.digest for s in learned[0].validation}
     assert 0 < len(held_out) < 20
     samples, _, _ = read_samples(folder, HEIGHT)
     confident = [{s.digest for s in samples[:30]}, {s.digest for s in samples[:50]}]
     assert [{s.digest for s in parts.train} for parts in learned] == [part - held_out for part in confident]
     assert all({s.digest for s in parts.validation} == held_out for parts in learned)
+    # The images held out chose nothing; what round 2 learned from is not part of the model that was kept.
+    seen = load_seen(mlflow.get_run(outcome.run_id), "it")
+    assert set(seen.keys.tolist()) == {pixel_key(digest) for digest in confident[0] - held_out}
+    assert seen.unknown == model  # its run is like one of an earlier version
+    second = load_seen(mlflow.get_run(rounds[1].info.run_id), "it")
+    assert set(second.keys.tolist()) == {pixel_key(digest) for digest in confident[1] - held_out}
     assert all(s.text == s.name[:2] for parts in learned for s in parts.train)
 
     version = MlflowClient().get_model_version("adapted", str(outcome.model_version))
@@ -228,6 +233,38 @@ def test_where_no_round_gains_an_image_nothing_is_registered(
     run = mlflow.get_run(outcome.run_id)
     assert run.data.tags["mlflow.note.content"].startswith("No round made ")
     assert adapt_summary(outcome).splitlines()[-1] == outcome.message
+
+
+def test_labelled_images_held_out_that_the_model_was_trained_on_are_refused_or_left_out(
+    folder: Path, model: str, readings: Callable[..., list[list[float]]], quick: Recipe, listen: Listen
+) -> None:
+    samples, _, _ = read_samples(folder, HEIGHT)
+    held_out = [sample for sample in samples if unit_hash(0, sample.digest) < job.HELD_OUT]
+    known = [held_out[0], *(sample for sample in samples if sample not in held_out)][:20]
+    before = load_parent(model)
+    with tracked_run("the model to begin with") as run:
+        log_training(
+            TrainSettings(data=str(folder), backbone="compact", height=HEIGHT).model_dump(),
+            Sources(parse_folder(str(folder))),
+            Split(known, [], []),
+            Vocabulary("0123456789"),
+            "compact",
+        )
+        log_weights(before.weights)
+        log_seen(SeenPixels.of([], known))
+    uri = f"runs:/{run.info.run_id}"
+    line = f"^the training of {uri} saw 1 of the {len(held_out)} test images, so a test on them would say too much: "
+    with pytest.raises(SeenError, match=line + "take another --seed, [^\n]* with --allow-overlap$"):
+        adapt(asked(folder, uri, labelled=True))
+    readings([0.95] * 59 + [0.1], [0.95] * 60, [0.95] * 60)
+    with listen() as lines:
+        outcome = adapt(asked(folder, uri, labelled=True, allow_overlap=True, name="overlap"), quick)
+    assert f"{uri} was trained on 20 of these images already" in lines
+    assert outcome.metrics["n"] == len(held_out) - 1
+    assert outcome.metrics_of_all["n"] == len(held_out)
+    assert mlflow.get_run(outcome.run_id).data.tags["overlap"] == "1"
+    line = f"exact match on these and those left out, 1 that training saw: 0.00% of {len(held_out)} images"
+    assert line in adapt_summary(outcome)
 
 
 def test_a_model_that_is_never_confident_is_told_apart_from_one_that_learns_nothing(folder: Path, model: str) -> None:

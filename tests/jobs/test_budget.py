@@ -14,6 +14,7 @@ from captcha.cli.terminal import budget_table
 from captcha.data import sources
 from captcha.data.folders import read_samples
 from captcha.data.samples import DataError, Sample, Split, split
+from captcha.data.seen import SeenError, SeenPixels
 from captcha.evaluation.metrics import wilson_interval
 from captcha.evaluation.results import Evaluation
 from captcha.jobs import budget as job
@@ -184,6 +185,20 @@ def test_a_model_to_go_on_from_that_is_not_there_is_said_at_once(folder: Path) -
         budget(asked(folder, init="models:/absent@champion"))
 
 
+def test_a_model_to_start_from_that_was_trained_on_a_test_part_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, _, _ = read_samples(folder, 64)
+    seen = SeenPixels.of([], samples[:40])
+    parent = SimpleNamespace(uri="models:/m/1", seen=seen), SimpleNamespace(backbone="compact", height=64)
+    monkeypatch.setattr(training, "read_parent", lambda uri: parent)  # a stand-in
+    tests = [sample for seed in (0, 1) for sample in split(samples, seed).test]
+    known = sum(seen.among(tests))
+    line = f"^the training of models:/m/1 saw {known} of the {len(tests)} test images, so a test on them would say too "
+    with pytest.raises(SeenError, match=f"{line}much: start from a model of drawn images alone$"):
+        budget(asked(folder, init="models:/m/1"))
+
+
 def test_without_a_style_labels_alone_are_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(settings: BudgetSettings, seed: int, known: Split, parent: Any, with_drawn: bool, _: Any) -> Evaluation:
         asked = job._as_training(settings, seed, parent, with_drawn)
@@ -236,4 +251,4 @@ def test_real_trainings_give_a_curve(folder: Path, quick: Recipe, monkeypatch: p
     # A row's model can be read with and registered by its run.
     assert predict([folder / "11.png"], f"runs:/{rows[1].run_id}", "greedy", 10)
     tracked = evaluate(str(folder), f"runs:/{rows[-1].run_id}")
-    assert tracked["n"] == 60
+    assert (tracked.metrics["n"], tracked.metrics_of_all["n"]) == (rows[-1].n, 60)  # all others it was trained on

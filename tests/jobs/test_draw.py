@@ -1,6 +1,8 @@
 import csv
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -8,12 +10,15 @@ import numpy as np
 import pytest
 
 from captcha.cli import app as cli
-from captcha.data.folders import write_folder
+from captcha.data import sources
+from captcha.data.folders import read_samples, write_folder
+from captcha.data.samples import ImageMemory
+from captcha.data.sources import DRAWN_IMAGES, REDRAWN, REDRAWS, Sources, parse_style
 from captcha.drawing import fonts as font_files
 from captcha.drawing.fonts import Pixels, default_fonts
-from captcha.drawing.rendering import draw
+from captcha.drawing.rendering import draw, draw_one
 from captcha.drawing.sheet import SHEET_IMAGES
-from captcha.drawing.styles import STYLES
+from captcha.drawing.styles import STYLES, load_style
 from captcha.jobs.draw import some_images_in
 
 
@@ -32,6 +37,11 @@ def fonts(monkeypatch: pytest.MonkeyPatch) -> tuple[Path, ...]:
     return default_fonts()
 
 
+def in_a_folder(style: str, count: int, seed: int, fonts: Sequence[Path]) -> list[tuple[str, Pixels]]:
+    """Return the texts and images that `captcha draw` writes: those from number 3 · 2³⁸ on."""
+    return [draw_one(load_style(style), seed, (3 << 38) + number, fonts) for number in range(count)]
+
+
 def pixels(path: Path) -> Pixels:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     assert image is not None
@@ -43,7 +53,7 @@ def test_a_drawn_folder_holds_the_images_under_their_texts_and_passes_the_check(
 ) -> None:
     out = tmp_path / "new" / "out"
     assert run("draw", out, "--count", 12, "--seed", 5) == 0
-    expected = draw("kaptcha", 12, seed=5, fonts=fonts)
+    expected = in_a_folder("kaptcha", 12, 5, fonts)
     assert {path.name for path in out.iterdir()} == {f"{text}.png" for text, _ in expected}
     for text, image in expected:
         assert np.array_equal(pixels(out / f"{text}.png"), image)
@@ -53,7 +63,7 @@ def test_a_drawn_folder_holds_the_images_under_their_texts_and_passes_the_check(
 
 
 @pytest.mark.parametrize("texts", [["ab", "AB"], ["ab"], ["1+1=", "3/4"], ["..", "ab"]])
-def test_texts_that_cannot_be_names_stand_in_a_table(tmp_path: Path, texts: list[str]) -> None:
+def test_texts_that_cannot_be_names_stand_in_a_table(tmp_path: Path, fonts: tuple[Path, ...], texts: list[str]) -> None:
     style = tmp_path / "mine.toml"
     style.write_text(f"texts = {texts}\n")
     out = tmp_path / "out"
@@ -62,10 +72,48 @@ def test_texts_that_cannot_be_names_stand_in_a_table(tmp_path: Path, texts: list
         rows = list(csv.DictReader(stream))
     assert len(rows) == 6
     assert {row["label"] for row in rows} <= set(texts)
-    for row, (text, image) in zip(rows, draw(str(style), 6, seed=0), strict=True):
+    for row, (text, image) in zip(rows, in_a_folder(str(style), 6, 0, fonts), strict=True):
         assert row["label"] == text
         assert np.array_equal(pixels(out / row["file"]), image)
     assert run("check", out) == 0
+
+
+def test_no_image_of_a_folder_is_one_that_a_training_draws(
+    tmp_path: Path, fonts: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "DRAWN_IMAGES", 150)
+    assert run("draw", tmp_path / "out", "--count", 150) == 0
+    drawn = {sample.digest for sample in read_samples(tmp_path / "out", 32)[0]}
+    assert len(drawn) == 150
+    parts = Sources.parse("draw:kaptcha", "draw:kaptcha", "draw:kaptcha", None).split(32, None, 0, ImageMemory(9))
+    learned = parse_style("kaptcha").samples(32, seed=0, without={sample.text for sample in parts.test})
+    trained_on = {learned[number].digest for number in range(400)}
+    assert len(trained_on) == 400
+    for seen in (parts.train, parts.validation, parts.test):
+        assert len(seen) == 150
+        assert not drawn & {sample.digest for sample in seen}
+    assert not drawn & trained_on
+
+
+def test_the_numbers_of_folders_trainings_and_parts_never_meet() -> None:
+    first, folders = [0, sources.FIRST_VALIDATION, sources.FIRST_TEST], sources.FIRST_DRAWN_FOLDER
+    spans = [range(start, start + (1 << 38)) for start in (*first, folders)]  # more images than anyone draws
+    assert DRAWN_IMAGES < 1 << 38
+    assert all(one.stop <= other.start for one, other in pairwise(spans))
+    assert spans[-1].stop <= REDRAWN  # what is drawn in place of a text held back stays within its own span
+    # NumPy takes seed and number as words of 32 bits, so neither may reach into the other's.
+    assert (REDRAWS * REDRAWN).bit_length() <= 64
+    assert np.random.default_rng([0, 1 + (5 << 32)]).integers(1 << 40) == np.random.default_rng([1 << 32, 5]).integers(
+        1 << 40
+    )
+
+
+def test_a_seed_that_would_reach_into_the_numbers_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("draw", tmp_path / "out", "--count", 1, "--seed", 2**32) == 2
+    assert "'--seed': Input should be less than or equal to 4294967295" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_empty_folder_is_filled_and_a_filled_one_left_alone(
@@ -122,7 +170,7 @@ def test_a_style_that_cannot_be_drawn_ends_in_one_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == [style]
 
 
-def test_a_sheet_shows_the_drawn_images_and_those_beside_them(tmp_path: Path) -> None:
+def test_a_sheet_shows_the_drawn_images_and_those_beside_them(tmp_path: Path, fonts: tuple[Path, ...]) -> None:
     real = tmp_path / "real"
     real.mkdir()
     grey = np.full((100, 300, 3), 77, np.uint8)
@@ -131,7 +179,7 @@ def test_a_sheet_shows_the_drawn_images_and_those_beside_them(tmp_path: Path) ->
     sheet = tmp_path / "sheet.png"
     assert run("draw", tmp_path / "out", "--count", 4, "--sheet", sheet, "--beside", real) == 0
     page = pixels(sheet)
-    for _, image in draw("kaptcha", 4, seed=0):
+    for _, image in in_a_folder("kaptcha", 4, 0, fonts):
         found = cv2.matchTemplate(page, image, cv2.TM_SQDIFF)
         top, left = divmod(int(found.argmin()), found.shape[1])
         assert np.array_equal(page[top : top + 50, left : left + 200], image)
@@ -183,7 +231,7 @@ def test_fonts_below_a_folder_are_used_and_those_left_out_are_named(
     monkeypatch.setattr(font_files, "_characters", lambda font: known(font) - ({"w"} if font == few else set()))
     assert run("draw", tmp_path / "out", "--count", 3, "--fonts", tmp_path / "fonts") == 0
     assert capsys.readouterr().err == f"left out: {few.name} (lacks w)\n"
-    for text, image in draw("kaptcha", 3, seed=0, fonts=[whole]):
+    for text, image in in_a_folder("kaptcha", 3, 0, [whole]):
         assert np.array_equal(pixels(tmp_path / "out" / f"{text}.png"), image)
 
 

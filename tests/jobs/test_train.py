@@ -29,10 +29,10 @@ from captcha.cli.terminal import train_summary
 from captcha.data import sources
 from captcha.data.folders import read_samples
 from captcha.data.samples import DataError, Sample, Split, digest, split
+from captcha.data.seen import SeenError, SeenPixels, pixel_key
 from captcha.drawing.styles import StyleError
 from captcha.evaluation.results import Evaluation, disagreement, evaluate
 from captcha.jobs import train as job
-from captcha.jobs.adapt import HELD_OUT_DATA
 from captcha.jobs.evaluate import evaluate as evaluate_job
 from captcha.jobs.predict import predict
 from captcha.jobs.train import Fitted, TrainOutcome, batches_of, parse_sources, schedule_of, split_of, train
@@ -40,7 +40,7 @@ from captcha.reading.images import FRAME_STRIDE, ImageError
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import TrainSettings
-from captcha.tracking.models import Parent, load_parent, load_recognizer
+from captcha.tracking.models import load_parent, load_recognizer, load_seen
 from captcha.tracking.records import log_inputs
 from captcha.tracking.runs import RegistryError, tracked_run
 from captcha.training import batches as batching
@@ -419,21 +419,16 @@ def test_training_evaluate_and_predict_give_the_same_texts(
     files = [Path(shutil.copy(folder / row["file"], tested)) for row in rows]
 
     with listen() as lines:
-        metrics = evaluate_job(str(tested), "models:/two-digits@champion")
+        measured = evaluate_job(str(tested), "models:/two-digits@champion")
         readings = predict(files, "models:/two-digits@champion", "greedy", 10)
 
     assert lines == []
-    assert metrics == trained.outcome.metrics
+    assert measured.metrics == measured.metrics_of_all == trained.outcome.metrics
+    assert measured.data_digest == trained.run.data.params["test_digest"]
+    assert (measured.overlap, measured.unknown) == (0, None)
     run = latest_run()
-    assert run.info.run_name == "evaluate test part"
-    assert run.info.status == "FINISHED"
-    assert run.data.params == {
-        "data": str(tested),
-        "model": "models:/two-digits@champion",
-        "problems": "stop",
-        "test_digest": trained.run.data.tags["test_digest"],
-    }
-    logged = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/test_predictions.json")
+    assert run.info.run_id == measured.run_id
+    logged = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/eval_predictions.json")
     here = [row | {"file": str(file)} for row, file in zip(rows, files, strict=True)]
     assert [row | {"confidence": None} for row in rows_of(logged)] == [row | {"confidence": None} for row in here]
     for reading, row in zip(readings, rows, strict=True):
@@ -467,10 +462,11 @@ def test_an_evaluation_leaves_out_what_is_wrong_and_measures_the_others(
     trained: Trained, folder: Path, spoil: Spoil, tmp_path: Path
 ) -> None:
     spoilt = spoil(folder, tmp_path / "spoilt")
-    metrics = evaluate_job(str(spoilt), "models:/two-digits/1", "leave-out")
+    outcome = evaluate_job(str(spoilt), "models:/two-digits/1", "leave-out")
     run = latest_run()
-    assert metrics["n"] == 100
-    assert run.data.tags["test_digest"] == digest(read_samples(folder, HEIGHT)[0])
+    assert outcome.metrics_of_all["n"] == 100
+    unseen = trained.run.data.tags["test_digest"]  # training saw the others
+    assert (outcome.data_digest, run.data.tags["eval_digest"]) == (unseen, unseen)
     assert (run.data.params["problems"], run.data.tags["left_out"]) == ("leave-out", "4")
     assert [row["kind"] for row in left_out_of(run)] == KINDS
 
@@ -548,30 +544,118 @@ def test_weights_that_are_damaged_are_told_of_with_their_run(trained: Trained, m
         job.read_parent("models:/two-digits/1")
 
 
-def test_a_person_is_warned_where_no_character_is_known_or_the_test_may_be(
-    trained: Trained, folder: Path, tmp_path: Path, listen: Listen
-) -> None:
+def test_a_person_is_warned_where_no_character_is_known(trained: Trained, listen: Listen) -> None:
     parent, checkpoint = job.read_parent("models:/two-digits/1")
 
-    def warnings(characters: str, known: Parent = parent, **chosen: object) -> list[str]:
+    def warnings(characters: str) -> list[str]:
         with tracked_run("a training"), listen() as lines:
-            job.log_parent(known, checkpoint, Vocabulary(characters))
-            job._warn_of_known_tests(settings(**chosen), known)
+            job.log_parent(parent, checkpoint, Vocabulary(characters))
         return [line[9:] for line in lines if line.startswith("warning: ")]
 
-    here, elsewhere = str(folder), str(tmp_path)
-    (line,) = warnings("xy", data=elsewhere)
+    (line,) = warnings("xy")
     assert line.startswith("none of the characters xy is known to models:/two-digits/1")
-    assert warnings("xy0", data=here) == []
-    assert warnings("0", data=here, seed=1, test_data=elsewhere) == []
-    assert warnings("0", data="draw:kaptcha", seed=1) == []
-    for learned in (
-        warnings("0", data=here, seed=1),  # another split
-        warnings("0", data=elsewhere, test_data=here),  # all of it, the part trained on too
-        warnings("0", replace(parent, test_data=elsewhere), data=here),  # none was held back of it
-        warnings("0", replace(parent, test_data=HELD_OUT_DATA), data=here),  # adapted: others were
+    assert warnings("xy0") == []
+
+
+# Images that a training saw, and tests on them
+
+
+def keys_of(samples: list[Sample]) -> set[int]:
+    return {pixel_key(sample.digest) for sample in samples}
+
+
+def test_a_model_keeps_the_pixels_that_its_training_and_those_before_it_saw(trained: Trained, folder: Path) -> None:
+    samples, _, _ = read_samples(folder, HEIGHT)
+    parts = split(samples, trained.settings.seed)
+    seen = keys_of([*parts.train, *parts.validation])
+    assert set(load_seen(trained.run, "it").keys.tolist()) == seen
+    assert trained.run.data.tags["training_pixels"] == str(len(seen)) == "91"
+    assert trained.run.data.tags["overlap"] == "0"
+    description = MlflowClient().get_model_version("two-digits", "1").description
+    assert str(description).endswith(
+        f"on {len(parts.test)} test images, none of which is among the 91 images that training saw."
+    )
+
+
+def test_drawn_images_that_were_learned_from_are_kept_each_by_its_pixels(
+    folder: Path, quick: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = settings(data=str(folder), drawn="outlined", name="half drawn")
+    outcome = train(asked, quick)
+    parts = split_of(asked, parse_sources(asked))
+    vocabulary = job.vocabulary_of(asked, parse_sources(asked), parts)
+    row = batches_of(parse_sources(asked), parts, 8, asked.seed, HEIGHT, vocabulary).from_step(0)
+    steps = -(-len(parts.train) // 8)
+    learned = [sample for batch in islice(row, steps) for sample in batch]
+    assert len([sample for sample in learned if len(sample.text) > 2]) == 4 * steps
+    seen = load_seen(mlflow.get_run(outcome.run_id), "it")
+    assert set(seen.keys.tolist()) == keys_of([*learned, *parts.train, *parts.validation])
+
+
+def test_a_test_on_images_that_the_model_started_from_saw_is_refused_or_leaves_them_out(
+    trained: Trained, folder: Path, quick: Recipe, listen: Listen
+) -> None:
+    samples, _, _ = read_samples(folder, HEIGHT)
+    before = split(samples, 0)
+    both = (seed for seed in range(1, 99) if len(keys_of(split(samples, seed).test) & keys_of(before.test)) > 1)
+    now = split(samples, seed := next(both))
+    unseen = keys_of(now.test) & keys_of(before.test)
+    overlap = len(now.test) - len(unseen)
+    asked = settings(data=str(folder), name="overlapping", init="models:/two-digits@champion", seed=seed)
+    with pytest.raises(
+        SeenError,
+        match=rf"^the training of models:/two-digits/1 saw {overlap} of the {len(now.test)} test images, so a test on "
+        "them would say too much: test on other images with --test-data, or leave them out of the test with "
+        "--allow-overlap$",
     ):
-        assert [line[:44] for line in learned] == ["models:/two-digits/1 was trained on " + here[:8]]
+        train(asked, quick)
+    assert latest_run().info.status == "FAILED"
+    assert versions("overlapping") == 0
+
+    outcome = train(asked.model_copy(update={"allow_overlap": True}), quick)
+    assert (outcome.metrics["n"], outcome.metrics_of_all["n"]) == (len(unseen), len(now.test))
+    run = mlflow.get_run(outcome.run_id)
+    assert run.data.metrics["test/n"] == len(unseen)
+    assert run.data.params["test_images"] == str(len(unseen))
+    assert run.data.params["test_digest"] == digest([s for s in now.test if pixel_key(s.digest) in unseen])
+    assert run.data.tags["overlap"] == str(overlap)
+    right = round(outcome.metrics_of_all["exact_match"] * len(now.test) - outcome.metrics["exact_match"] * len(unseen))
+    assert run.data.tags["overlap_right"] == str(right)
+    everything = keys_of([*before.train, *before.validation, *now.train, *now.validation])
+    assert set(load_seen(run, "it").keys.tolist()) == everything  # what the first model saw is inherited
+    description = str(MlflowClient().get_model_version("overlapping", "1").description)
+    assert f"on {len(unseen)} test images, none of which is among the {len(everything)} images" in description
+    assert f"({overlap} that training saw are left out; {right} of those are right)" in description
+    assert f"these and those left out, {overlap} that training saw: " in train_summary(outcome)
+
+
+def test_a_test_whose_images_the_model_started_from_all_saw_is_refused_though_overlap_is_allowed(
+    trained: Trained, folder: Path, tmp_path: Path, draw: Draw
+) -> None:
+    known = split(read_samples(folder, HEIGHT)[0], 0).train[:3]
+    others = tmp_path / "others"
+    others.mkdir()
+    for number in range(60):
+        cv2.imwrite(str(others / f"{number:02}.png"), draw(f"{number:02}", 48, HEIGHT, seed=7))
+    (tmp_path / "test").mkdir()
+    for sample in known:
+        shutil.copy(folder / sample.name, tmp_path / "test")
+    for allow in (False, True):
+        asked = settings(data=str(others), test_data=str(tmp_path / "test"), init="models:/two-digits/1")
+        with pytest.raises(SeenError, match=r"saw 3 of the 3 test images, .*: test on other images with --test-data$"):
+            train(asked.model_copy(update={"allow_overlap": allow}))
+
+
+def test_where_nobody_noted_what_the_model_started_from_saw_a_person_is_warned(
+    trained: Trained, folder: Path, listen: Listen
+) -> None:
+    parts = split(read_samples(folder, HEIGHT)[0], 1)
+    old = replace(load_parent("models:/two-digits/1"), seen=SeenPixels.not_noted("models:/old/1"))
+    with listen() as lines:
+        assert job.with_unseen_test(parts, old, False, "test on others") is parts
+        assert job.with_unseen_test(replace(parts, test=[]), old, False, "test on others").test == []
+    (line,) = lines
+    assert line.startswith("warning: which images models:/old/1 was trained on is not known, ")
 
 
 # What goes wrong
@@ -597,7 +681,8 @@ def test_an_export_that_is_not_the_trained_model_is_not_registered(
     assert versions("another") == 0
     assert not run.outputs or not run.outputs.model_outputs
     assert [file.path for file in MlflowClient().list_artifacts(run.info.run_id, "weights")] == [
-        "weights/model.safetensors"
+        "weights/model.safetensors",
+        "weights/training_pixels.npy",
     ]
     assert "test/exact_match" not in run.data.metrics
 

@@ -10,9 +10,23 @@ import onnx.parser
 import pytest
 from mlflow import MlflowClient
 
+from captcha.data.samples import Sample
+from captcha.data.seen import SeenPixels, pixel_key
 from captcha.reading.recognizer import save_recognizer
 from captcha.reading.vocabulary import Vocabulary
-from captcha.tracking.models import WEIGHTS_FILE, WEIGHTS_FOLDER, load_parent, load_recognizer, log_model
+from captcha.tracking.models import (
+    SEEN_FILE,
+    WEIGHTS_FILE,
+    WEIGHTS_FOLDER,
+    Resolved,
+    load_parent,
+    load_recognizer,
+    load_seen,
+    log_model,
+    log_seen,
+    logged_model,
+    resolve,
+)
 from captcha.tracking.registry import register
 from captcha.tracking.runs import RegistryError, tracked_run
 
@@ -88,7 +102,77 @@ def test_a_trained_model_is_found_by_alias_version_and_run(weighty: str) -> None
         found = load_parent(uri)
         assert (found.uri, found.run_id, found.weights) == (resolved, weighty, b"some weights")
         assert found.meaning == {"backbone": "compact", "height": "32", "vocabulary": "abc"}
-        assert (found.data, found.test_data, found.seed) == ("folder", "none", 0)
+        assert (found.seen.count, found.seen.unknown) == (0, resolved)  # an earlier version trained it
+
+
+def test_a_model_is_resolved_to_the_version_that_an_alias_stands_for(weighty: str, tmp_path: Path) -> None:
+    number = register(weighty, "weighty")[1]
+    MlflowClient().set_registered_model_alias("weighty", "newest", str(number))
+    model_id = logged_model(MlflowClient(), mlflow.get_run(weighty)).model_id
+    for named in ("models:/weighty@newest", f"models:/weighty/{number}"):
+        found = resolve(named)
+        assert (found.uri, found.name, found.version) == (f"models:/weighty/{number}", "weighty", number)
+        assert found.model_id == model_id
+        assert found.run
+        assert found.run.info.run_id == weighty
+    for named in (f"runs:/{weighty}", f"models:/{model_id}"):
+        found = resolve(named)
+        assert (found.uri, found.version, found.model_id) == (named, None, model_id)
+        assert found.run
+        assert found.run.info.run_id == weighty
+    assert resolve(str(tmp_path)) == Resolved(str(tmp_path))
+
+
+@pytest.mark.parametrize("uri", ["models:/nobody@champion", "models:/nobody/1", "models:/m-0123", "runs:/0123"])
+def test_a_model_to_resolve_that_is_not_there_is_one_line(uri: str) -> None:
+    with pytest.raises(RegistryError, match=rf"^{uri}: [^\n]*; train one first, or name another$"):
+        resolve(uri)
+
+
+@pytest.mark.parametrize("named", ["captcha-crnn", "", "no/such/folder"])
+def test_what_names_no_model_to_resolve_is_told_how_to(named: str) -> None:
+    with pytest.raises(RegistryError, match=rf"^'{named}' names no model: [^\n]* or a recogniser's folder$"):
+        resolve(named)
+
+
+# Which pixels a training saw
+
+
+def seen_of(*digests: str) -> SeenPixels:
+    return SeenPixels.of([pixel_key(digest) for digest in digests])
+
+
+def test_the_pixels_that_a_training_saw_are_kept_beside_its_weights(tmp_path: Path) -> None:
+    digests = [hashlib.sha256(bytes([number])).hexdigest() for number in range(9)]
+    with tracked_run("a training") as run:
+        log_seen(seen_of(*digests[:5], digests[0]))
+    assert [file.path for file in MlflowClient().list_artifacts(run.info.run_id, WEIGHTS_FOLDER)] == [
+        "weights/training_pixels.npy"
+    ]
+    path = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/weights/training_pixels.npy")
+    assert np.load(path).tolist() == sorted(int(digest[:16], 16) for digest in digests[:5])
+    again = load_seen(mlflow.get_run(run.info.run_id), "models:/m/1")
+    assert again.unknown is None
+    images = np.zeros((1, 1, 3), np.uint8)
+    assert again.among([Sample("x", "x", images, digest) for digest in digests]) == [True] * 5 + [False] * 4
+
+
+def test_what_nobody_noted_of_the_model_started_from_stays_unknown() -> None:
+    parent = load_seen(MlflowClient().create_run("0"), "models:/old/1")  # a run of an earlier version
+    with tracked_run("a training") as run:
+        log_seen(SeenPixels.of([7], parent=parent))
+    again = load_seen(mlflow.get_run(run.info.run_id), "models:/new/1")
+    assert (again.count, again.unknown) == (1, "models:/old/1")
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", seen_of("0" * 64).to_bytes()[:-3], seen_of("0" * 64).to_bytes()])
+def test_training_pixels_that_are_damaged_are_one_line(content: bytes, tmp_path: Path) -> None:
+    with tracked_run("a training") as run:
+        log_seen(seen_of("0" * 64, "1" * 64))
+        (tmp_path / SEEN_FILE).write_bytes(content)
+        mlflow.log_artifact(str(tmp_path / SEEN_FILE), WEIGHTS_FOLDER)
+    with pytest.raises(RegistryError, match=r"^weights/training_pixels.npy of run \w+ is missing or damaged [^\n]*$"):
+        load_seen(mlflow.get_run(run.info.run_id), "models:/m/1")
 
 
 def test_a_run_that_is_not_there_is_one_line() -> None:

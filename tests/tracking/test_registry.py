@@ -36,6 +36,37 @@ def test_the_first_version_is_champion_and_says_what_it_is(trained_run: Trained)
     assert "Reads text CAPTCHAs" in str(MlflowClient().get_registered_model("first").description)
 
 
+@pytest.mark.parametrize(
+    ("tags", "told"),
+    [
+        ({}, "compact, trained on `folder`, seed 0."),  # a run of an earlier version, which did not look
+        (
+            {"training_pixels": 900, "overlap": 0},
+            "None of the test images is among the 900 images that training saw.",
+        ),
+        (
+            {"training_pixels": 900, "overlap": 3, "overlap_right": 2},
+            "None of the test images is among the 900 images that training saw (3 that training saw are left "
+            "out; 2 of those are right).",
+        ),
+        (
+            {"training_pixels": 900, "overlap": 0, "training_pixels_unknown": "models:/old/1"},
+            "None of the test images is among the 900 images that training saw; which images models:/old/1 "
+            "was trained on is not known.",
+        ),
+    ],
+    ids=["not looked", "no overlap", "overlap left out", "parent not known"],
+)
+def test_a_version_claims_of_its_test_images_what_was_checked(
+    tags: dict[str, object], told: str, trained_run: Trained, request: pytest.FixtureRequest
+) -> None:
+    run_id, name = trained_run(0.9), request.node.callspec.id
+    for tag, value in tags.items():
+        MlflowClient().set_tag(run_id, tag, value)
+    register(run_id, name)
+    assert str(MlflowClient().get_model_version(name, "1").description).endswith(told)
+
+
 def test_the_same_model_registered_twice_is_one_version(trained_run: Trained) -> None:
     run_id = trained_run(0.9)
     register(run_id, "twice")

@@ -2,10 +2,12 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from captcha.data.folders import read_samples
 from captcha.data.samples import DataError, ImageMemory, Sample
+from captcha.data.seen import pixel_key
 from captcha.data.sources import DrawnSamples
 from captcha.drawing.fonts import default_fonts
 from captcha.drawing.styles import Style, StyleError, load_style
@@ -85,3 +87,10 @@ def test_a_text_that_does_not_fit_is_said_in_one_line(workers: int, tmp_path: Pa
     batches = drawn_alone(Style(texts=("w" * 40,)), 2).from_step(0, workers)
     with pytest.raises(StyleError, match=r"^the text 'w+' does not fit: [^\n]*$"):
         next(batches)
+
+
+def test_the_pixels_of_each_sample_that_was_yielded_are_noted_and_no_others() -> None:
+    known = [Sample(f"{n}.png", "a", np.full((4, 6, 3), n, np.uint8)) for n in range(5)]
+    batches = Batches(known, samples(), 4, seed=0)
+    yielded = [sample for batch in islice(batches.from_step(0, workers=0), 2) for sample in batch]
+    assert list(batches.learned_from) == [pixel_key(sample.digest) for sample in yielded]
