@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PARAMETERS ?= -P backbone=compact -P epochs=6
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test slow ui clean
+.PHONY: help install train test slow docs ui clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -32,6 +32,9 @@ test: $(INSTALLED) ## every check: format, lint, types, import layers, tests
 
 slow: $(INSTALLED) ## whole jobs as real processes (minutes)
 	$(BIN)/python -m pytest -m slow
+
+docs: $(INSTALLED) ## take the pictures in docs/ anew, of runs trained for it or of those at RUNS=TRACKING_URI
+	$(BIN)/python docs/screenshots.py $(RUNS)
 
 ui: $(INSTALLED) ## MLflow's pages on the runs and models
 	PATH="$$PWD/$(BIN):$$PATH" mlflow ui --workers 1

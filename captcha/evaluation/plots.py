@@ -1,5 +1,6 @@
 """Pictures of predictions, mistakes, where two models differ, learning curves, confusions and the label budget."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,34 +19,44 @@ from captcha.reading.recognizer import Reading
 RIGHT, WRONG, UNKNOWN = "#1a7f37", "#cf222e", "#57606a"
 COLUMNS = 4
 GRID_WIDTH = 10.4  # inches
+TILE = 3.2, 3.5  # inches
 DPI = 80
 TITLE_SIZE = 10.0  # points
 SMALLEST_TITLE = 0.75  # of that size; fewer images stand side by side rather than under smaller titles
 
 
-def prediction_grid(evaluation: Evaluation, shown: int = 32) -> Image:
+def prediction_grid(
+    evaluation: Evaluation, shown: int = 32, width: float = GRID_WIDTH, height: float = math.inf
+) -> Image:
     """Return one picture (H, W, 3) of the first samples, each under what was read and with which confidence.
 
     A wrong reading is red, after a cross, and its label follows. A sample without a label has its reading alone.
-    Four stand side by side, a long title in smaller letters; fewer where the longest would not fit even so.
+    Up to four stand side by side, as many as fit into the width, a long title in smaller letters; there are as many
+    rows as fit into the height. Both are in inches.
     """
     pairs = list(zip(evaluation.samples, evaluation.readings, strict=True))[:shown]
     titles = [_title(sample.text, reading) for sample, reading in pairs]
     widths = [_width(title) for title in titles]
-    columns = min(COLUMNS, max(1, int(GRID_WIDTH / (SMALLEST_TITLE * max(widths)))))
-    room = GRID_WIDTH / columns
-    rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(GRID_WIDTH, 1.15 * rows), dpi=DPI, layout="constrained")
+    columns = min(COLUMNS, max(1, int(width / (SMALLEST_TITLE * max(widths)))))
+    room = width / columns
+    row_height = min(1.15, 0.3 + 0.34 * room)
+    rows = min(-(-len(pairs) // columns), max(1, int(min(height / row_height, len(pairs)))))
+    figure = Figure(figsize=(width, row_height * rows), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, (sample, reading), title, width in zip(grid, pairs, titles, widths, strict=False):
+    for axes, (sample, reading), title, needed in zip(grid, pairs, titles, widths, strict=False):
         colour = UNKNOWN if not sample.text else RIGHT if sample.text == reading.text else WRONG
         axes.imshow(sample.image)
         # Smaller letters are not quite as much narrower: they begin and end on whole pixels.
-        size = 1.0 if width <= room else 0.9 * room / width
+        size = 1.0 if needed <= room else 0.9 * room / needed
         axes.set_title(title, color=colour, fontsize=size * TITLE_SIZE)
     for axes in figure.axes:
         axes.axis("off")
     return _rendered(figure)
+
+
+def small_grid(evaluation: Evaluation) -> Image:
+    """Return a picture of the first samples, eight at most, that is legible in 256 pixels: MLflow shows no more."""
+    return prediction_grid(evaluation, 8, *TILE)
 
 
 def comparison_grid(comparison: Comparison, first: str, second: str, shown: int = 32) -> Image:

@@ -86,9 +86,9 @@ def _dataset_source(source: Source) -> DatasetSource:
 
 def log_predictions(evaluation: Evaluation, key: str, step: int) -> None:
     """Log a picture of what is read at a step, beside the same images at other steps."""
-    from captcha.evaluation.plots import prediction_grid  # brings matplotlib: not before it is needed
+    from captcha.evaluation.plots import small_grid  # brings matplotlib: not before it is needed
 
-    mlflow.log_image(prediction_grid(evaluation), key=key, step=step)
+    mlflow.log_image(small_grid(evaluation), key=key, step=step)
 
 
 def log_test(

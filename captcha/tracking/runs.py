@@ -14,6 +14,7 @@ from mlflow.entities import Run
 
 from captcha import CaptchaError
 from captcha.settings import EXPERIMENT_NAME, project_root
+from captcha.tracking.view import write_view
 
 NOTE, RUN_NAME = "mlflow.note.content", "mlflow.runName"
 """MLflow's tags for a description and a run's name."""
@@ -55,7 +56,8 @@ def tracked_run(run_name: str, nested: bool = False) -> Iterator[Run]:
     """Start a run, or resume the one that `mlflow run` has made; end it FINISHED, FAILED or KILLED.
 
     A nested run belongs to the active one, which logs the system metrics of both; others go to the experiment
-    `captcha`, or that of MLFLOW_EXPERIMENT_NAME. A run that fails says why in its description.
+    `captcha`, or that of MLFLOW_EXPERIMENT_NAME, which gets the view and the note that it lacks. A run that fails says
+    why in its description.
     """
     left = None
     if not nested:
@@ -68,6 +70,8 @@ def tracked_run(run_name: str, nested: bool = False) -> Iterator[Run]:
         run = mlflow.start_run(run_name=run_name, nested=nested, tags=tags, log_system_metrics=not nested)
         if left:
             _refer(left, run)
+        if not nested:
+            write_view(run.info.experiment_id)
         yield run
     except (KeyboardInterrupt, SystemExit):
         _end_run("KILLED", "Stopped before its end.")

@@ -16,6 +16,7 @@ from captcha.evaluation.plots import (
     learning_curves,
     mistake_grid,
     prediction_grid,
+    small_grid,
 )
 from captcha.evaluation.results import Comparison, Evaluation
 from captcha.reading.recognizer import Reading
@@ -56,6 +57,12 @@ def test_the_grid_is_a_picture_of_at_most_32_images(count: int) -> None:
     assert picture.shape[2] == 3
     assert picture.shape == prediction_grid(made([("abc", "abc")] * min(count, 32))).shape
     assert np.unique(picture).size > 100  # the images are in it
+
+
+@pytest.mark.parametrize("label", ["ab", "abcde", "abcdefgh"])
+def test_the_small_grid_stays_legible_in_256_pixels(label: str) -> None:
+    height, width, _ = small_grid(made([(label, label[::-1])] * 33)).shape
+    assert 256 / max(height, width) > 0.9
 
 
 def test_mistakes_are_marked_in_their_colour_and_right_readings_in_theirs() -> None:
