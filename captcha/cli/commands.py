@@ -93,12 +93,13 @@ def budget(*, as_json: Json = False, **settings: Any) -> None:
     say_loading("PyTorch and MLflow")
     from captcha.jobs.budget import budget as job
     from captcha.jobs.budget import points
+    from captcha.tracking.view import view_of
 
     rows = job(checked)
     if as_json:
         print_json([asdict(row) for row in rows])
     else:
-        typer.echo(f"{budget_table(points(rows))}\n\n{compare_runs()}")
+        typer.echo(f"{budget_table(points(rows))}\n\n{compare_runs(view_of(rows[0].run_id))}")
 
 
 def evaluate(
@@ -108,12 +109,13 @@ def evaluate(
     LINES.on_stderr = as_json
     say_loading("MLflow")
     from captcha.jobs.evaluate import evaluate as job
+    from captcha.tracking.view import view_of
 
     outcome = job(data, model, problems)
     if as_json:
         print_json(outcome.as_json())
     else:
-        typer.echo(f"{evaluation_summary(outcome)}\n\n{compare_runs()}")
+        typer.echo(f"{evaluation_summary(outcome)}\n\n{compare_runs(view_of(outcome.run_id))}")
 
 
 def predict(

@@ -81,26 +81,29 @@ def print_json(content: object) -> None:
 
 def train_summary(outcome: "TrainOutcome") -> str:
     """Return the closing lines of a training: the test's exact match, the model, the next commands."""
+    from captcha.tracking.view import view_of
+
     return f"""
 {exact_match_line("the test split", outcome.metrics)}{_of_all(outcome)}
 {outcome.message}
 
-{next_commands(outcome.model_name, outcome.model_version, outcome.example)}"""
+{next_commands(outcome.model_name, outcome.model_version, outcome.example, view_of(outcome.run_id))}"""
 
 
 def adapt_summary(outcome: "AdaptOutcome") -> str:
     """Return the closing lines of a self-training."""
     line = exact_match_line("the images held out", outcome.metrics) if outcome.metrics else ""
     measured = f"\n{line}{_of_all(outcome)}" if line else ""
-    return (
+    from captcha.tracking.view import view_of
+
+    told = (
         f"\nthe model of round {outcome.rounds} is confident of {outcome.confident} of {outcome.images} images, "
-        f"the model it began with was confident of {outcome.confident_before}{measured}\n{outcome.message}"
-        + (
-            f"\n\n{next_commands(outcome.model_name, outcome.model_version, outcome.example)}"
-            if outcome.model_version
-            else ""
-        )
+        f"the model it began with was confident of {outcome.confident_before}{measured}\n{outcome.message}\n\n"
     )
+    view = view_of(outcome.run_id)
+    if outcome.model_version is None:
+        return told + compare_runs(view)
+    return told + next_commands(outcome.model_name, outcome.model_version, outcome.example, view)
 
 
 def _of_all(outcome: "TrainOutcome | AdaptOutcome") -> str:
@@ -268,14 +271,14 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def next_commands(name: str, version: int, example: str, view: str | None = None) -> str:
+def next_commands(name: str, version: int, example: str, view: str) -> str:
     """Return the commands that compare the runs, serve this version of the model, and read an image with it.
 
     Args:
         name: the registered model's.
         version: of the model.
         example: absolute path of an image.
-        view: link to a saved view of the runs.
+        view: link to the saved view of the runs.
     """
     from captcha.tracking.registry import is_champion
 
@@ -287,16 +290,16 @@ serve the model       {serve}
 read one image        {predict}"""
 
 
-def compare_runs(view: str | None = None) -> str:
-    """Return the lines that say how to see the runs; `view` is the link to a saved view of them."""
+def compare_runs(view: str) -> str:
+    """Return the lines that say how to see the runs; `view` is the link to the saved view of them."""
     from captcha.tracking.runs import tracking_uri
 
     uri = tracking_uri()
     if uri.startswith("http"):  # a server, which shows its runs itself
-        return f"compare the runs      {view or uri}"
+        return f"compare the runs      {view}"
     # `mlflow ui` reads no MLFLOW_TRACKING_URI.
     store = f" --backend-store-uri {shlex.quote(uri)}" if _tracking(Path.cwd()) else ""
-    return f"compare the runs      {_program('mlflow')} ui{store}" + (f"\nsee all runs          {view}" if view else "")
+    return f"compare the runs      {_program('mlflow')} ui{store}\nthen open             {view}"
 
 
 def _tracking(folder: Path) -> str:

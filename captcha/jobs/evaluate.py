@@ -10,10 +10,10 @@ from captcha.data.sources import Folder, parse_folder
 from captcha.evaluation.results import evaluate as read
 from captcha.settings import IMAGE_MEMORY, OnProblems
 from captcha.tracking.card import write_card
-from captcha.tracking.descriptions import COLOUR, COLOURS, exact_match_sentence, short_uri
+from captcha.tracking.descriptions import COLOUR, colour, exact_match_sentence, short_uri
 from captcha.tracking.models import UNKNOWN_TAG, Resolved, load_seen, resolve
 from captcha.tracking.records import log_evaluated, log_facts, log_left_out, log_overlap, log_settings, log_test
-from captcha.tracking.runs import NOTE, tracked_run
+from captcha.tracking.runs import NOTE, active_run_id, tracked_run
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def evaluate(folder: str, model: str, problems: OnProblems = "stop") -> Evaluate
 def _model_tags(resolved: Resolved) -> dict[str, object]:
     tags: dict[str, object] = {"model": resolved.uri, "model_version": resolved.version, "model_id": resolved.model_id}
     backbone = resolved.run.data.tags.get("backbone") if resolved.run else None
-    return tags | {"backbone": backbone, COLOUR: COLOURS.get(backbone or "")}
+    return tags | ({"backbone": backbone, COLOUR: colour(backbone, active_run_id())} if backbone else {})
 
 
 def _description(outcome: EvaluateOutcome, resolved: Resolved, source: Folder) -> str:

@@ -21,7 +21,7 @@ from captcha.evaluation.results import Evaluation, disagreement, evaluate
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import TrainSettings, project_root
-from captcha.tracking.descriptions import COLOUR, COLOURS, describe_training, run_name
+from captcha.tracking.descriptions import COLOUR, colour, describe_training, run_name
 from captcha.tracking.models import Parent, link_metrics, load_parent, log_model, log_seen, log_weights
 from captcha.tracking.records import (
     ImageSet,
@@ -34,7 +34,7 @@ from captcha.tracking.records import (
     log_test,
 )
 from captcha.tracking.registry import register
-from captcha.tracking.runs import NOTE, tracked_run
+from captcha.tracking.runs import NOTE, active_run_id, tracked_run
 from captcha.training import recipe as recipes
 from captcha.training.batches import Batches
 from captcha.training.checkpoint import Checkpoint, CheckpointError, warm_start
@@ -219,7 +219,7 @@ def log_training(
             "data": sources.data.written,
             "vocabulary": vocabulary.characters,
             "device": choose_device(),
-            COLOUR: COLOURS[backbone],
+            COLOUR: colour(backbone, active_run_id()),
         }
     )
     return log_inputs(split, sources.by_side())
@@ -421,9 +421,7 @@ def log_recognizer(
 
 def describe_run() -> None:
     """Let the active run say what came out of it."""
-    run = mlflow.active_run()
-    assert run
-    log_facts({NOTE: describe_training(mlflow.get_run(run.info.run_id))})
+    log_facts({NOTE: describe_training(mlflow.get_run(active_run_id()))})
 
 
 def example_of(sources: Sources, sample: Sample) -> Path:

@@ -10,8 +10,13 @@ from captcha.settings import MODEL_NAME, Settings
 from captcha.tracking.models import SEEN_TAG, UNKNOWN_TAG, fact
 
 COLOUR = "mlflow.runColor"
-COLOURS = {"resnet18": "#1f77b4", "compact": "#ff7f0e"}
-"""The tag by which MLflow colours a run in its charts, and its value by the run's backbone."""
+"""The tag by which MLflow colours a run in its charts."""
+
+_SHADES = {
+    "resnet18": ("#08519c", "#2171b5", "#4292c6", "#6baed6"),
+    "compact": ("#a63603", "#d94801", "#f16913", "#fd8d3c"),
+}
+
 
 _WORDS = {
     "val_data": "validated on {}",
@@ -46,6 +51,12 @@ def run_name(settings: Settings, *first: str, parent: str | None = None) -> str:
         if name in _WORDS and value != defaults[name].default
     ]
     return " · ".join([*first, *differing, *([f"from {short_uri(parent)}"] if parent else [])])
+
+
+def colour(backbone: str, run_id: str) -> str:
+    """Return the colour of a run: its backbone's, in a shade of its own as far as there are some."""
+    shades = _SHADES[backbone]
+    return shades[int(run_id[:8], 16) % len(shades)]
 
 
 def short_uri(uri: str) -> str:

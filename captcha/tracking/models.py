@@ -26,7 +26,7 @@ from captcha.data.seen import SeenError, SeenPixels
 from captcha.reading.recognizer import ARTIFACT, Recognizer
 from captcha.settings import CHAMPION, CHAMPION_URI, MODEL_NAME
 from captcha.tracking.naming import meant
-from captcha.tracking.runs import RegistryError, connect
+from captcha.tracking.runs import RegistryError, active_run_id, connect
 
 WEIGHTS_FOLDER, WEIGHTS_FILE = "weights", "model.safetensors"
 """Where a run keeps the weights that another training can start from; their sha256 is a tag of the run."""
@@ -310,9 +310,7 @@ def log_model(recognizer: Path, example: bytes, step: int) -> str:
     The folder must be named `ARTIFACT`: the model keeps it in `artifacts/` under its own name. `example` is an image
     file's content, for the model's input example. `step` is the epoch, or the round, that the weights are of.
     """
-    active = mlflow.active_run()
-    assert active
-    client, run = MlflowClient(), mlflow.get_run(active.info.run_id)
+    client, run = MlflowClient(), mlflow.get_run(active_run_id())
     model = client.create_logged_model(
         run.info.experiment_id,
         name=re.sub(r"[/:.%\"']", "-", run.info.run_name),  # MLflow allows these in no model's name

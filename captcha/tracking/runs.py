@@ -140,6 +140,13 @@ def tag_unused_run(tags: Mapping[str, str], status: str | None = None) -> None:
         client.set_terminated(run_id, status)
 
 
+def active_run_id() -> str:
+    """Return the id of the run that this process is in."""
+    run = mlflow.active_run()
+    assert run
+    return str(run.info.run_id)
+
+
 def tracking_uri() -> str:
     """Return where runs are tracked."""
     return str(mlflow.get_tracking_uri())

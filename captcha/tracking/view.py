@@ -45,6 +45,11 @@ def view_link(tracking_uri: str, experiment_id: str) -> str:
     return f"{server.scheme}://{host}{server.path.rstrip('/')}/{_page(experiment_id)}"
 
 
+def view_of(run_id: str) -> str:
+    """Return the link to the view of the experiment that a run stands in."""
+    return view_link(mlflow.get_tracking_uri(), MlflowClient().get_run(run_id).info.experiment_id)
+
+
 def _page(experiment_id: str) -> str:
     page = f"#/experiments/{experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
     return f"{page}&viewStateShareKey={VIEW}" if _tested() else page

@@ -26,7 +26,7 @@ from captcha.reading import recognizer
 from captcha.reading.images import ImageError
 from captcha.reading.recognizer import Reading
 from captcha.settings import TrainSettings
-from captcha.tracking import champion, registry, versions
+from captcha.tracking import champion, registry, versions, view
 from captcha.tracking.champion import Move
 from captcha.tracking.runs import RegistryError
 from captcha.tracking.versions import Difference, Known, Measured, Version
@@ -142,12 +142,13 @@ def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Ca
         return outcome
 
     monkeypatch.setattr(evaluate, "evaluate", stand_in)
-    monkeypatch.setattr(commands, "compare_runs", lambda: "where the runs are")
+    monkeypatch.setattr(view, "view_of", lambda run_id: f"the view of {run_id}")
+    monkeypatch.setattr(commands, "compare_runs", lambda view: f"open {view}")
     assert run("evaluate", str(tmp_path)) == 0
     assert capsys.readouterr().out == (
         "exact match 99.00% (95 % interval 95.00% to 99.80%), 1 of 100 wrong, character error rate 0.20%\n"
         "training saw 200 of the folder's 300 images, which are left out here; of all 300, 99.50% are read exactly\n"
-        "\nwhere the runs are\n"
+        "\nopen the view of r1\n"
     )
     assert run("evaluate", str(tmp_path), "--model", "models:/m/2", "--problems", "leave-out", "--json") == 0
     assert json.loads(capsys.readouterr().out) == FIGURES | {

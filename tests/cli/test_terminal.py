@@ -38,18 +38,20 @@ def printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Print:
         on_path: bool = True,
         where: str = "here",
         model: tuple[str, int] = ("m", 1),
-        view: str | None = None,
     ) -> dict[str, str]:
         monkeypatch.setattr(runs, "tracking_uri", lambda: uri)
         monkeypatch.setattr(terminal, "UNDER_MLFLOW_RUN", under_mlflow_run)
         monkeypatch.setenv("PATH", str(folders["a venv/bin"]) if on_path else "/nowhere")
         monkeypatch.chdir(tmp_path / where)
-        lines = terminal.next_commands(*model, str(tmp_path / "here" / "an image.png"), view).splitlines()
-        return {line[:22].strip(): line[22:] for line in lines}
+        lines = terminal.next_commands(*model, str(tmp_path / "here" / "an image.png"), VIEW).splitlines()
+        printed = {line[:22].strip(): line[22:] for line in lines}
+        assert printed.pop("then open", VIEW) == VIEW
+        return printed
 
     return commands
 
 
+VIEW = "http://127.0.0.1:5000/#/a-view"
 SERVE = "models serve -m models:/m@champion --env-manager local -p 5001"
 
 
@@ -81,15 +83,13 @@ def test_the_working_folders_database_is_mlflows_default_but_not_captchas(printe
 def test_a_server_shows_its_runs_itself(printed: Print) -> None:
     uri = "http://127.0.0.1:5100"
     commands = printed(uri)
-    assert commands["compare the runs"] == uri
+    assert list(commands) == ["compare the runs", "serve the model", "read one image"]
+    assert commands["compare the runs"] == VIEW  # its link, which `view_link` makes
     assert commands["serve the model"] == f"MLFLOW_TRACKING_URI={uri} mlflow {SERVE}"
-    assert printed(uri, view=f"{uri}/#/a/view") == commands | {"compare the runs": f"{uri}/#/a/view"}
 
 
-def test_a_saved_view_is_named_below_the_command_that_opens_it(printed: Print) -> None:
-    commands = printed("sqlite:////other.db", view="http://127.0.0.1:5000/#/a/view")
-    assert list(commands) == ["compare the runs", "see all runs", "serve the model", "read one image"]
-    assert commands["see all runs"] == "http://127.0.0.1:5000/#/a/view"
+def test_the_saved_view_is_named_below_the_command_that_opens_it() -> None:
+    assert terminal.compare_runs(VIEW).splitlines()[1:] == [f"then open             {VIEW}"]
 
 
 def test_programs_that_are_not_on_path_are_called_by_their_place(printed: Print, tmp_path: Path) -> None:
