@@ -37,6 +37,8 @@ FONTS = (
     ("fontpkg_hind", "files/Hind-Bold.ttf"),
     ("fontpkg_oxygen", "files/Oxygen-Bold.ttf"),
     ("fontpkg_pt_sans", "files/PT_Sans-Web-Bold.ttf"),
+    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSansMono-Bold.ttf"),
+    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSansMono.ttf"),
     ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans-Bold.ttf"),
     ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf"),
 )
