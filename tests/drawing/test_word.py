@@ -48,8 +48,9 @@ def test_a_word_stays_on_the_paper_and_starts_near_its_left_end(text: str) -> No
 
 
 def test_letters_stand_side_by_side() -> None:
+    style = KAPTCHA.model_copy(update={"letter_fonts": False})  # so that a longer word begins with the shorter one
     for seed in range(30):
-        words = [draw_word(np.random.default_rng(seed), KAPTCHA, "28n3w"[:length], FONTS) for length in range(1, 6)]
+        words = [draw_word(np.random.default_rng(seed), style, "28n3w"[:length], FONTS) for length in range(1, 6)]
         ends = [np.flatnonzero(ink(word).any(axis=0))[-1] for word in words]
         assert (np.diff(ends) >= 12).all()
 
