@@ -31,12 +31,15 @@ DISTANCE_STEPS = 42  # stored steps in one pixel: a byte reaches three pixels to
 STORED_DISTANCES = (np.arange(256) - 128) / DISTANCE_STEPS  # pixels, by the byte that stands for them
 MARGIN = 3  # pixels around a glyph's ink, room for a thicker stroke
 
-# Humanist bolds near the Lucida Sans that drew the known sets, and what matplotlib brings (mlflow needs it).
+# Humanist bolds near the Lucida Sans that drew the known sets, and what matplotlib brings (mlflow needs it). The m and
+# the w of a monospaced font are as narrow as its other letters: of the two fonts of the known sets, one is like that.
 FONTS = (
     ("fontpkg_noto_sans", "files/NotoSans[wdth,wght].ttf"),
     ("fontpkg_hind", "files/Hind-Bold.ttf"),
     ("fontpkg_oxygen", "files/Oxygen-Bold.ttf"),
     ("fontpkg_pt_sans", "files/PT_Sans-Web-Bold.ttf"),
+    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSansMono-Bold.ttf"),
+    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSansMono.ttf"),
     ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans-Bold.ttf"),
     ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf"),
 )

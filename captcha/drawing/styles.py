@@ -80,6 +80,7 @@ class Style(BaseModel):
     # The letters
     ink: Colours = ("#000000", "#000000")
     letter_inks: bool = Field(False, description="each letter takes its own ink; curves, lines and dots have another")
+    letter_fonts: bool = Field(False, description="each letter takes a font of its own; else the word takes one")
     digit_height: Annotated[Range, _within(8, 400)] = Field(
         (29, 29), description="height of the digit 8; letters keep their ratio to it"
     )

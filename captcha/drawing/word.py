@@ -1,7 +1,7 @@
 """A text laid out on paper: how large, turned and thick each letter is, and where it stands."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,12 +57,20 @@ class _Letter(NamedTuple):
     """A letter of a word. Lengths are in pixels of the image, before the word is narrowed or made smaller."""
 
     glyph: Glyph
+    weight: "_Weight"
     turn: Transform
     size: tuple[float, float]  # width and height of its ink before it is turned
     middle: float  # of its ink, below the baseline
     # The box of a turned ink is as wide as the ink's width and height lean; only the first part can be narrowed.
     across: float
     leaning: float
+
+
+class _Weight(NamedTuple):
+    """What gives the glyphs of one font the word's stroke and height."""
+
+    thicker: float  # pixels of the stored glyph, added to each side of its lines
+    scale: float  # from pixels of the stored glyph to pixels of the image
 
 
 def _draw_text(rng: Generator, style: Style, text: str, fonts: Sequence[Path], papers: Sequence[Pixels]) -> None:
@@ -73,31 +81,41 @@ def _draw_text(rng: Generator, style: Style, text: str, fonts: Sequence[Path], p
     Raises:
         StyleError: if it would have to be narrower or smaller than TIGHTEST allows.
     """
-    font = fonts[int(rng.integers(len(fonts)))]  # one for the whole word: Java drew the known sets in one
+    faces = _pick_fonts(rng, style, fonts, len(text))
     digit_height, stroke = pick(rng, style.digit_height), pick(rng, style.stroke)
     letter_width, space = pick(rng, style.letter_width), pick_whole(rng, style.spacing)
-    thicker = _thicker(style, measure(font).stem_width, digit_height, stroke)
-    scale = digit_height / (DIGIT_HEIGHT + 2 * thicker)
-    letters = _pick_letters(rng, style, [load_glyph(font, character) for character in text], thicker, scale)
+    letters = _pick_letters(rng, style, text, faces, _weights(style, faces, digit_height, stroke))
     left = None if style.left is None else pick_whole(rng, style.left)
     letter_width = min(letter_width, _greatest_letter_width(style, text, letters, space, left))
     if style.baseline is None:
         smaller, baseline = _fit_height(style, text, letters, letter_width)
     else:
         smaller, baseline = 1.0, pick_whole(rng, style.baseline)
-    scale *= smaller
     widths = [(letter.across * letter_width + letter.leaning) * smaller for letter in letters]
     pen = round((style.width - sum(widths) - space * (len(text) - 1)) / 2) if left is None else left
 
-    shades = _shades(thicker, scale, style.outline)
     for paper, letter, width in zip(papers, letters, widths, strict=True):
+        scale = letter.weight.scale * smaller
         # Side bearings are drawn but do not count, as in Kaptcha; a centred word is centred by its ink.
         bearing = letter.glyph.corner[0] * scale * letter_width if left is not None else 0.0
         a, b, c, d = letter.turn
         transform = (a * letter_width * scale, b * scale, c * letter_width * scale, d * scale)
         centre = (pen + bearing + width / 2, baseline + letter.middle * smaller)
-        letter.glyph.draw(paper, centre, transform, shades)
+        letter.glyph.draw(paper, centre, transform, _shades(letter.weight.thicker, scale, style.outline))
         pen += int(width) + space
+
+
+def _pick_fonts(rng: Generator, style: Style, fonts: Sequence[Path], count: int) -> list[Path]:
+    """Return the font of each of `count` letters: one for all of them, or one each where the style says so."""
+    if style.letter_fonts:
+        return [fonts[i] for i in rng.integers(len(fonts), size=count).tolist()]
+    return [fonts[int(rng.integers(len(fonts)))]] * count
+
+
+def _weights(style: Style, faces: Sequence[Path], digit_height: float, stroke: float) -> dict[Path, _Weight]:
+    """Return the weight of each font in which its digits are `digit_height` high and its stems `stroke` wide."""
+    thicker = {face: _thicker(style, measure(face).stem_width, digit_height, stroke) for face in faces}
+    return {face: _Weight(added, digit_height / (DIGIT_HEIGHT + 2 * added)) for face, added in thicker.items()}
 
 
 def _thicker(style: Style, stem_width: float, digit_height: float, stroke: float) -> float:
@@ -111,17 +129,21 @@ def _thicker(style: Style, stem_width: float, digit_height: float, stroke: float
     return min(max(thicker, -0.3 * stem_width), MARGIN - 0.5 - style.outline / 2)
 
 
-def _pick_letters(rng: Generator, style: Style, glyphs: Sequence[Glyph], thicker: float, scale: float) -> list[_Letter]:
-    """Return the letters, each with its own turn, shift up or down, and width."""
-    turns = [_pick_turn(rng, style) for _ in glyphs]
-    shifts = [rng.uniform(-style.bounce, style.bounce) if style.bounce else 0.0 for _ in glyphs]
-    own_widths = [pick(rng, style.own_width) for _ in glyphs]
+def _pick_letters(
+    rng: Generator, style: Style, text: str, faces: Sequence[Path], weights: Mapping[Path, _Weight]
+) -> list[_Letter]:
+    """Return the letters, each in its font, with its own turn, shift up or down, and width."""
+    turns = [_pick_turn(rng, style) for _ in text]
+    shifts = [rng.uniform(-style.bounce, style.bounce) if style.bounce else 0.0 for _ in text]
+    own_widths = [pick(rng, style.own_width) for _ in text]
     letters = []
-    for glyph, (a, b, c, d), shift, own_width in zip(glyphs, turns, shifts, own_widths, strict=True):
+    for character, face, (a, b, c, d), shift, own_width in zip(text, faces, turns, shifts, own_widths, strict=True):
+        glyph, weight = load_glyph(face, character), weights[face]
+        thicker, scale = weight
         width, height = (glyph.size[0] + 2 * thicker) * scale, (glyph.size[1] + 2 * thicker) * scale
         turn = (a * own_width, b, c * own_width, d)
         middle = (glyph.corner[1] + glyph.size[1] / 2) * scale + shift
-        letters.append(_Letter(glyph, turn, (width, height), middle, abs(turn[0]) * width, abs(b) * height))
+        letters.append(_Letter(glyph, weight, turn, (width, height), middle, abs(turn[0]) * width, abs(b) * height))
     return letters
 
 

@@ -1,5 +1,5 @@
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -48,8 +48,9 @@ def test_a_word_stays_on_the_paper_and_starts_near_its_left_end(text: str) -> No
 
 
 def test_letters_stand_side_by_side() -> None:
+    style = KAPTCHA.model_copy(update={"letter_fonts": False})  # so that a longer word begins with the shorter one
     for seed in range(30):
-        words = [draw_word(np.random.default_rng(seed), KAPTCHA, "28n3w"[:length], FONTS) for length in range(1, 6)]
+        words = [draw_word(np.random.default_rng(seed), style, "28n3w"[:length], FONTS) for length in range(1, 6)]
         ends = [np.flatnonzero(ink(word).any(axis=0))[-1] for word in words]
         assert (np.diff(ends) >= 12).all()
 
@@ -113,6 +114,32 @@ def test_each_letter_has_a_width_of_its_own_within_the_range_and_its_height_stay
     assert own[:, 0].min() == pytest.approx(0.8 * width, abs=1)
     assert own[:, 0].max() == pytest.approx(1.3 * width, abs=1)
     assert own[:, 1].mean() == pytest.approx(height, abs=0.3)
+
+
+def test_each_letter_takes_a_font_of_its_own_where_the_style_says_so_with_the_words_height_and_stroke() -> None:
+    fonts = [font for font in default_fonts() if font.stem in ("DejaVuSans", "DejaVuSansMono-Bold")]
+    assert len(fonts) == 2
+
+    def letters(text: str, fonts: Sequence[Path], **settings: object) -> NDArray[np.float64]:
+        """The ink of each letter of 40 words, (40, 5, 3): its width, its height, and its left stem's width."""
+        style = Style(stroke=5, spacing=6, left=8, baseline=42, texts=(text,), **settings)
+        measures = []
+        for seed in range(40):
+            marks = ink(draw_word(np.random.default_rng(seed), style, text, fonts))
+            edges = np.flatnonzero(np.diff(marks.any(axis=0), prepend=False, append=False)).reshape(-1, 2)
+            for part in (marks[:, first:end] for first, end in edges):
+                stem = part[35, : np.flatnonzero(part[35] == 0)[0]] if text[0] in "mn" else part
+                measures.append((part.max(axis=0).sum(), part.max(axis=1).sum(), stem.sum()))
+        return np.array(measures).reshape(40, 5, 3)
+
+    wide, narrow = (letters("mmmmm", [font])[:, :, 0].mean() for font in reversed(fonts))
+    assert wide > narrow + 8
+    one, own = (letters("mmmmm", fonts, letter_fonts=own)[:, :, 0] > (wide + narrow) / 2 for own in (False, True))
+    assert set(one.mean(axis=1)) == {0, 1}
+    assert len(set(own.mean(axis=1))) > 3
+    assert 0.3 < own.mean() < 0.7
+    assert letters("88888", fonts, letter_fonts=True)[:, :, 1] == pytest.approx(29, abs=0.7)
+    assert letters("nnnnn", fonts, letter_fonts=True)[:, :, 2] == pytest.approx(5, abs=0.4)
 
 
 def test_a_text_that_does_not_fit_is_named_with_the_space_it_needs() -> None:
