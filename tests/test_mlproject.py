@@ -58,7 +58,8 @@ def arguments_of(entry_point: str, folder: Path, **parameters: str) -> tuple[lis
     stand_in.write_text(f"#!{sys.executable}\n{program}")
     stand_in.chmod(0o755)
     command = PROJECT.get_entry_point(entry_point).compute_command(parameters, str(folder))
-    environment = os.environ | {"PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("CAPTCHA_")}
+    environment = inherited | {"PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=True)
     arguments, flags = json.loads(done.stdout)
     assert arguments[:2] == ["-m", "captcha"]

@@ -273,7 +273,8 @@ def test_real_folders_are_read_without_a_problem(name: str, images: int, charact
     samples, problems, facts = read_samples(Path(os.environ["CAPTCHA_DATA"]) / name, 64)
     assert problems == []
     assert (len(samples), len(facts.characters), set(facts.lengths)) == (images, characters, lengths)
-    assert min(len(side) for side in vars(split(samples, 0)).values()) > images / 20
+    parts = split(samples, 0)
+    assert min(map(len, (parts.train, parts.validation, parts.test))) > images / 20
 
 
 def test_images_beyond_the_memory_are_read_anew_and_are_the_same(captcha_folder: Path) -> None:

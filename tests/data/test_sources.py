@@ -140,7 +140,8 @@ def test_of_a_picture_that_is_trained_on_and_held_back_the_training_image_is_lef
     for name in ("007", "777", "014"):
         write_image(test / f"{name}.png")
     (test / "014.png").rename(test / "000.png")  # labelled otherwise than the training image
-    sources = Sources.parse(str(captcha_folder), str(test), str(test), None)
+    validation = write_image(tmp_path / "validation" / "999.png").parent
+    sources = Sources.parse(str(captcha_folder), str(validation), str(test), None)
     with pytest.raises(DataError, match=r"^2 problems in the data"):
         sources.split(32, None, 0, ImageMemory(9))
     left_out: list[Problem] = []
