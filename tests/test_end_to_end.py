@@ -292,7 +292,7 @@ def test_json_stands_alone_on_standard_output(job: Job, images: Path) -> None:
     """With a tracking server MLflow prints where to find the run, elsewhere than there."""
     figures = json.loads(job.call(*CAPTCHA, "evaluate", images, "--json"))
     assert figures["all"]["n"] == len(list(images.iterdir()))
-    assert figures["n"] == int(job.run.data.params["test_images"])  # the others it was trained on
+    assert figures["n"] == int(job.run.data.tags["test_images"])  # the others it was trained on
     assert (figures["model"], figures["version"]) == ("models:/captcha-crnn/1", 1)
     assert figures["exact_match_low"] <= figures["exact_match"] <= figures["exact_match_high"]
 

@@ -315,6 +315,7 @@ def log_model(recognizer: Path, example: bytes, step: int) -> str:
         run.info.experiment_id,
         name=re.sub(r"[/:.%\"']", "-", run.info.run_name),  # MLflow allows these in no model's name
         source_run_id=run.info.run_id,
+        tags={key: value for key, value in run.data.tags.items() if key.startswith(("mlflow.user", "mlflow.source."))},
         params=run.data.params,
     )
     package = Path(captcha.__file__).parent

@@ -52,7 +52,7 @@ def register(run_id: str, name: str) -> tuple[str, int, str]:
         name,
         source,
         run_id=run_id,
-        tags={"model_id": model.model_id, **_version_tags(run)},
+        tags={**_version_tags(run), "model_id": model.model_id},
         description=describe_training(run),
         model_id=model.model_id,
     )
@@ -107,13 +107,14 @@ def _promote(client: MlflowClient, name: str, version: ModelVersion) -> str:
 
 def _version_tags(run: Run) -> dict[str, str]:
     """Return what a person compares versions by, from the run that trained it."""
-    tags = {"backbone": fact(run, "backbone"), "data": fact(run, "data"), "vocabulary": fact(run, "vocabulary")}
+    tags: dict[str, str] = {}  # in the order in which MLflow shows them
     if figures := measured(run, "test"):  # none where a model was adapted to images without labels
         right, n, low, high = figures
-        metrics = run.data.metrics
-        tags |= {"exact_match": f"{metrics['test/exact_match']:.4f}", "cer": f"{metrics['test/cer']:.4f}"}
-        tags |= {"test_images": str(n), "test_right": str(right), "test_low": f"{low:.4f}", "test_high": f"{high:.4f}"}
-        tags["test_digest"] = fact(run, "test_digest")
+        tags = {name: f"{run.data.metrics[f'test/{name}']:.4f}" for name in ("exact_match", "cer")}
+        tags |= {"test_right": str(right), "test_images": str(n), "test_low": f"{low:.4f}", "test_high": f"{high:.4f}"}
+    tags |= {name: fact(run, name) for name in ("backbone", "data", "vocabulary")}
     with contextlib.suppress(KeyError):
         tags["init"] = fact(run, "init_used")
+    if figures:
+        tags["test_digest"] = fact(run, "test_digest")
     return tags | {"weights_sha256": run.data.tags[f"sha256.{MODEL_FILE}"]}
