@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from captcha.settings import CHAMPION
 from captcha.tracking.card import write_card
-from captcha.tracking.models import find, no_model
+from captcha.tracking.models import find
+from captcha.tracking.naming import meant
 from captcha.tracking.runs import RegistryError, connect
 
 HISTORY_TAG = "champion_history"
@@ -81,7 +82,7 @@ def rollback(name: str, reason: str = "") -> tuple[str, Move]:
     try:
         moves, present = history(client, name), _present(client, name)
     except MlflowException:
-        raise RegistryError(no_model(name)) from None
+        raise RegistryError(f"{name!r} names no model: {meant(name)}") from None
     former = before(moves, present)
     if former is None:
         now = f"version {present} is {CHAMPION}" if present else f"there is no {CHAMPION}"

@@ -114,6 +114,8 @@ def measured(run: Run, prefix: str) -> tuple[int, int, float, float] | None:
     if f"{prefix}_right" in tags:
         right, images = int(tags[f"{prefix}_right"]), int(tags[f"{prefix}_images"])
         return right, images, float(tags[f"{prefix}_low"]), float(tags[f"{prefix}_high"])
+    if prefix != "test":
+        return None
     count = round(metrics["test/n"])  # runs of the first versions
     low, high = metrics["test/exact_match_low"], metrics["test/exact_match_high"]
     return round(metrics["test/exact_match"] * count), count, low, high

@@ -232,7 +232,7 @@ def find(client: MlflowClient, named: str) -> ModelVersion | Run:
     try:
         return _registered(client, *match.groups())
     except MlflowException:
-        raise RegistryError(_what_there_is(client, *match.groups())) from None
+        raise RegistryError(f"{named!r} names no version: {meant(uri)}") from None
 
 
 def _uri_of(named: str) -> str:
@@ -243,25 +243,6 @@ def _uri_of(named: str) -> str:
     if re.fullmatch(r"[0-9a-f]{32}", named):
         return f"runs:/{named}"
     return named if named.startswith(("models:/", "runs:/")) else f"models:/{named}"
-
-
-def _what_there_is(client: MlflowClient, name: str, alias: str | None, number: str) -> str:
-    """Return the line that says which versions and aliases there are in place of one that there is not."""
-    try:
-        model = client.get_registered_model(name)
-    except MlflowException:
-        return no_model(name)
-    numbers = sorted(int(version.version) for version in mlflow.search_model_versions(filter_string=f"name = '{name}'"))
-    versions = f"its versions are {', '.join(map(str, numbers))}" if numbers else "it has no versions at all"
-    aliases = "".join(f", {version} is {alias}" for alias, version in sorted(model.aliases.items()))
-    return f"{name} has no {f'alias {alias}' if alias else f'version {number}'}: {versions}{aliases}"
-
-
-def no_model(name: str) -> str:
-    """Return the line that says which models are registered, where there is none of this name."""
-    others = [model.name for model in mlflow.search_registered_models()]
-    known = f"the registered ones are {', '.join(others)}" if others else "none is registered yet, train one first"
-    return f"there is no registered model {name}: {known}"
 
 
 def log_weights(content: bytes) -> None:

@@ -16,7 +16,9 @@ from captcha.evaluation.metrics import wilson_interval
 from captcha.reading.recognizer import ARTIFACT
 from captcha.settings import NONE, AdaptSettings, BudgetSettings, Settings, TrainSettings, written
 from captcha.tracking.champion import history
-from captcha.tracking.models import fact, find, logged_model, no_model, version_uri
+from captcha.tracking.descriptions import measured
+from captcha.tracking.models import fact, find, logged_model, version_uri
+from captcha.tracking.naming import meant
 from captcha.tracking.runs import RegistryError, connect
 
 SETTINGS: Mapping[str, type[Settings]] = {"train": TrainSettings, "adapt": AdaptSettings, "budget": BudgetSettings}
@@ -102,7 +104,7 @@ def versions(name: str | None = None) -> list[Version]:
     client = MlflowClient()
     models = {model.name: model.aliases for model in mlflow.search_registered_models()}
     if name is not None and name not in models:
-        raise RegistryError(no_model(name))
+        raise RegistryError(f"{name!r} names no model: {meant(name)}")
     found = [
         version
         for each in sorted(models if name is None else [name])
@@ -240,25 +242,14 @@ def _evaluations(client: MlflowClient, registered: list[ModelVersion], run: Run 
             wanted.add(f"tags.model_id = '{logged_model(client, run).model_id}'")
     experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
     found = {
-        each.info.run_id: each
-        for one in wanted
-        for each in mlflow.search_runs(experiments, one, output_format="list")
-        if "eval/exact_match" in each.data.metrics
+        each.info.run_id: each for one in wanted for each in mlflow.search_runs(experiments, one, output_format="list")
     }
     for each in sorted(found.values(), key=lambda run: -run.info.start_time):
-        figures: dict[str, Any] = {}
-        with contextlib.suppress(MlflowException, OSError):
-            figures = mlflow.artifacts.load_dict(f"{each.info.artifact_uri}/eval.json")
-        yield Measured(
-            _fact(each, "data"),
-            each.data.metrics["eval/exact_match"],
-            figures.get("exact_match_low"),
-            figures.get("exact_match_high"),
-            each.data.metrics.get("eval/cer"),
-            figures.get("n"),
-            each.info.run_id,
-            _date(each.info.start_time),
-        )
+        if figures := measured(each, "eval"):
+            _, images, low, high = figures
+            match, cer = (each.data.metrics[f"eval/{key}"] for key in ("exact_match", "cer"))
+            date = _date(each.info.start_time)
+            yield Measured(_fact(each, "data"), match, low, high, cer, images, each.info.run_id, date)
 
 
 def _bytes(client: MlflowClient, model_id: str | None) -> int | None:

@@ -110,9 +110,10 @@ def test_without_moves_none_was_champion_before() -> None:
 
 def test_a_version_that_cannot_be_promoted_is_one_line_and_moves_nothing(name: str, trained_run: Trained) -> None:
     run_id = trained_run(0.9)
+    there_are = rf"did you mean models:/{name}@champion\? Versions: 1, 2, 3; aliases: champion"
     for named, line in {
-        f"{name}/7": f"{name} has no version 7: its versions are 1, 2, 3, 1 is champion",
-        f"{name}@best": f"{name} has no alias best: its versions are 1, 2, 3, 1 is champion",
+        f"{name}/7": f"'{name}/7' names no version: {there_are}",
+        f"{name}@best": f"'{name}@best' names no version: {there_are}",
         f"models:/{name}/1": f"{name} version 1 is champion already",
         run_id: f"{run_id} is a run, and a version is promoted: captcha register {run_id} makes it one",
     }.items():
@@ -124,11 +125,13 @@ def test_a_version_that_cannot_be_promoted_is_one_line_and_moves_nothing(name: s
 def test_a_rollback_to_a_version_that_was_deleted_names_those_that_there_are(name: str) -> None:
     promote(f"{name}/2")
     MlflowClient().delete_model_version(name, "1")
-    with pytest.raises(RegistryError, match=f"^{name} has no version 1: its versions are 2, 3, 2 is champion$"):
+    with pytest.raises(
+        RegistryError, match=rf"^'{name}/1' names no version: did you .* Versions: 2, 3; aliases: champion$"
+    ):
         rollback(name)
     assert champion(name) == 2
 
 
 def test_no_model_of_that_name_is_one_line(name: str) -> None:
-    with pytest.raises(RegistryError, match=rf"^there is no registered model nobody: the registered ones are .*{name}"):
+    with pytest.raises(RegistryError, match=rf"^'nobody' names no model: the registered models are [^\n]*{name}"):
         rollback("nobody")
