@@ -12,8 +12,8 @@ from captcha.settings import CHAMPION
 from captcha.tracking.descriptions import measured, percent
 from captcha.tracking.models import fact
 
-ROWS = 12
-"""Evaluations on a card, the latest: a description holds 5,000 characters."""
+ROWS, CHARACTERS, NAME = 12, 200, 60
+"""Evaluations on a card, the latest; characters listed; and those of a folder's name: a description holds 5,000."""
 
 
 class Row(NamedTuple):
@@ -44,23 +44,31 @@ def _rows(client: MlflowClient, name: str, version: ModelVersion, run: Run) -> l
     """Return the version's own test, then the evaluations of all versions, the latest first."""
     rows = []
     if own := measured(run, "test"):
-        rows.append(Row(version.version, f"test part of {fact(run, 'data')}", *own, run.data.metrics["test/cer"]))
+        rows.append(
+            Row(version.version, f"test part of {_short(fact(run, 'data'))}", *own, run.data.metrics["test/cer"])
+        )
     experiments = [each.experiment_id for each in client.search_experiments()]
     condition = f"tags.job = 'evaluate' AND tags.model LIKE 'models:/{name}/%'"
     for each in client.search_runs(experiments, condition, max_results=ROWS, order_by=["start_time DESC"]):
         if found := measured(each, "eval"):
             tags = each.data.tags
-            rows.append(Row(tags["model_version"], tags["data"], *found, each.data.metrics["eval/cer"]))
+            rows.append(Row(tags["model_version"], _short(tags["data"]), *found, each.data.metrics["eval/cer"]))
     return rows
+
+
+def _short(data: str) -> str:
+    """Return a folder's own name, or draw:STYLE."""
+    return f"`{data.rstrip('/').rsplit('/', 1)[-1][:NAME]}`"
 
 
 def model_card(name: str, version: ModelVersion, run: Run, rows: Sequence[Row]) -> str:
     """Return the card as Markdown."""
     characters = fact(run, "vocabulary")
+    listed = characters if len(characters) <= CHARACTERS else f"{characters[:CHARACTERS]}…"
     champion = CHAMPION in version.aliases
     uri = f"models:/{name}@{CHAMPION}" if champion else f"models:/{name}/{version.version}"
     measured_rows = "\n".join(
-        f"| {row.version} | `{row.data}` | **{percent(row.right / row.images)}** | {row.right} of {row.images} "
+        f"| {row.version} | {row.data} | **{percent(row.right / row.images)}** | {row.right} of {row.images} "
         f"| {percent(row.low)} to {percent(row.high)} | {percent(row.cer)} |"
         for row in rows
     )
@@ -76,7 +84,7 @@ def model_card(name: str, version: ModelVersion, run: Run, rows: Sequence[Row]) 
 (convolutions, two bidirectional GRU layers) trained with CTC, run by ONNX Runtime.
 
 **{f"The {CHAMPION} is version" if champion else f"No version is {CHAMPION}; this is of version"} {version.version}**, \
-`{fact(run, "backbone")}`, trained on `{fact(run, "data")}`. It knows {len(characters)} characters: `{characters}`
+`{fact(run, "backbone")}`, trained on {_short(fact(run, "data"))}. It knows {len(characters)} characters: `{listed}`
 
 ### Figures
 

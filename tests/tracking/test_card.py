@@ -1,0 +1,71 @@
+from collections.abc import Callable
+
+import mlflow
+from mlflow import MlflowClient
+
+from captcha.tracking.card import ROWS, write_card
+from captcha.tracking.champion import promote
+from captcha.tracking.registry import register
+from captcha.tracking.runs import tracked_run
+
+Trained = Callable[..., str]
+
+
+def card(name: str) -> str:
+    return str(MlflowClient().get_registered_model(name).description)
+
+
+def evaluated(name: str, version: int, data: str, right: int) -> None:
+    """Leave a run as `captcha evaluate` does."""
+    figures = {"eval_right": right, "eval_images": 100, "eval_low": 0.5, "eval_high": 0.9}
+    with tracked_run("an evaluation"):
+        model = {"model": f"models:/{name}/{version}", "model_version": version}
+        mlflow.set_tags({"job": "evaluate", "data": data} | model | figures)
+        mlflow.log_metrics({"eval/exact_match": right / 100, "eval/cer": 0.05})
+
+
+def test_a_card_has_the_champion_and_every_figure_that_was_measured(trained_run: Trained) -> None:
+    run_id = trained_run(0.9)
+    register(run_id, "carded")
+    register(trained_run(0.8), "carded")
+    evaluated("carded", 1, "/some/where/real images", 70)
+    evaluated("carded", 2, "/some/where/real images", 71)
+    evaluated("another", 1, "/some/where/else", 72)
+    write_card("carded")
+    text = card("carded")
+    assert "**The champion is version 1**, `compact`, trained on `folder`. It knows 3 characters: `abc`" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert rows == [
+        "| 1 | test part of `folder` | **90.0 %** | 36 of 40 | 50.0 % to 99.0 % | 10.0 % |",
+        "| 2 | `real images` | **71.0 %** | 71 of 100 | 50.0 % to 90.0 % | 5.0 % |",
+        "| 1 | `real images` | **70.0 %** | 70 of 100 | 50.0 % to 90.0 % | 5.0 % |",
+    ]
+    assert f"(get-artifact?path=test_confusion.png&run_uuid={run_id})" in text  # MLflow's server shows it
+    assert "captcha.load(" in text
+    assert "models:/carded@champion" in text
+    promote("carded/2")
+    assert "**The champion is version 2**" in card("carded")
+
+
+def test_where_no_version_is_champion_the_card_is_of_the_latest_and_says_so(trained_run: Trained) -> None:
+    register(trained_run(0.0), "useless")
+    assert "**No version is champion; this is of version 1**" in card("useless")
+    assert "models:/useless/1" in card("useless")
+    assert "champion@" not in card("useless")
+
+
+def test_a_model_without_a_test_has_a_card_without_a_figure(trained_run: Trained) -> None:
+    register(trained_run(None), "untested card")
+    assert "Nobody has measured it on labels yet." in card("untested card")
+    assert "test_confusion.png" not in card("untested card")
+
+
+def test_a_card_fits_into_the_registrys_description(trained_run: Trained) -> None:
+    run_id = trained_run(0.9)
+    MlflowClient().set_tag(run_id, "vocabulary", "".join(map(chr, range(0x4E00, 0x4E00 + 3000))))
+    register(run_id, "long")
+    for number in range(ROWS + 3):
+        evaluated("long", 1, f"/a/{number:02}{'x' * 200}", 50)
+    write_card("long")
+    assert len(card("long")) < 5000
+    assert "It knows 3000 characters" in card("long")
