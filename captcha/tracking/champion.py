@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from captcha.settings import CHAMPION
 from captcha.tracking.card import write_card
 from captcha.tracking.models import find
-from captcha.tracking.naming import meant
+from captcha.tracking.naming import not_registered
 from captcha.tracking.runs import RegistryError, connect
 
 HISTORY_TAG = "champion_history"
@@ -82,7 +82,7 @@ def rollback(name: str, reason: str = "") -> tuple[str, Move]:
     try:
         moves, present = history(client, name), _present(client, name)
     except MlflowException:
-        raise RegistryError(f"{name!r} names no model: {meant(name)}") from None
+        raise RegistryError(not_registered(name)) from None
     former = before(moves, present)
     if former is None:
         now = f"version {present} is {CHAMPION}" if present else f"there is no {CHAMPION}"

@@ -81,11 +81,15 @@ def load_recognizer(model_uri: str) -> Recognizer:
 
 def _no_model(uri: str, error: Exception) -> RegistryError:
     """Return the error for a URI that MLflow cannot follow: what may have been meant, or what MLflow says."""
-    codes = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-    unknown = uri.startswith("models:") and isinstance(error, MlflowException) and error.error_code in codes
-    if unknown or uri in ("models:/", "runs:/"):
+    if (uri.startswith("models:") and _unknown(error)) or uri in ("models:/", "runs:/"):
         return RegistryError(f"{uri!r} names no model: {meant(uri)}")
     return RegistryError(f"{uri}: {first_line(error)}; train one first, or name another")
+
+
+def _unknown(error: Exception) -> bool:
+    """Return whether MLflow says that there is no such thing, and not that it cannot tell."""
+    codes = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+    return isinstance(error, MlflowException) and error.error_code in codes
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,8 @@ def resolve(model: str) -> Resolved:
     if model and Path(model).is_dir():
         return Resolved(model)
     if not model.startswith(("models:/", "runs:/")):
-        raise RegistryError(
-            f"{model!r} names no model: there is no such folder; use models:/NAME@ALIAS, models:/NAME/VERSION, "
-            "runs:/RUN_ID or a recogniser's folder"
-        )
+        connect()
+        raise RegistryError(f"{model!r} names no model: there is no such folder; {meant(model)}")
     connect()
     client = MlflowClient()
     try:
@@ -231,8 +233,9 @@ def find(client: MlflowClient, named: str) -> ModelVersion | Run:
         )
     try:
         return _registered(client, *match.groups())
-    except MlflowException:
-        raise RegistryError(f"{named!r} names no version: {meant(uri)}") from None
+    except MlflowException as error:
+        told = f"{named!r} names no version: {meant(uri)}" if _unknown(error) else f"{named}: {first_line(error)}"
+        raise RegistryError(told) from None
 
 
 def _uri_of(named: str) -> str:

@@ -36,6 +36,13 @@ def meant(written: str) -> str:
     return f"the registered models are {', '.join(sorted(models))}; {FORMS}"
 
 
+def not_registered(name: str) -> str:
+    """Return the line for a registered model's name that there is not, with those that there are."""
+    names = ", ".join(sorted(model.name for model in mlflow.search_registered_models()))
+    known = f"the registered models are {names}" if names else "no model is registered, train one first"
+    return f"{name!r} names no model: {known}"
+
+
 def _instead(name: str, which: str | None, versions: list[int], aliases: Mapping[str, str]) -> str:
     """Return the URI that is closest to what was written, and the versions and aliases of this model."""
     if not versions:

@@ -18,7 +18,7 @@ from captcha.settings import NONE, AdaptSettings, BudgetSettings, Settings, Trai
 from captcha.tracking.champion import history
 from captcha.tracking.descriptions import measured
 from captcha.tracking.models import fact, find, logged_model, version_uri
-from captcha.tracking.naming import meant
+from captcha.tracking.naming import not_registered
 from captcha.tracking.runs import RegistryError, connect
 
 SETTINGS: Mapping[str, type[Settings]] = {"train": TrainSettings, "adapt": AdaptSettings, "budget": BudgetSettings}
@@ -104,7 +104,7 @@ def versions(name: str | None = None) -> list[Version]:
     client = MlflowClient()
     models = {model.name: model.aliases for model in mlflow.search_registered_models()}
     if name is not None and name not in models:
-        raise RegistryError(f"{name!r} names no model: {meant(name)}")
+        raise RegistryError(not_registered(name))
     found = [
         version
         for each in sorted(models if name is None else [name])

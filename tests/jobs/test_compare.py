@@ -134,7 +134,7 @@ def test_a_comparison_that_cannot_be_made_is_one_line_and_leaves_no_run(
     before = runs()
     with pytest.raises(RegistryError, match=r"^two/2 and two@champion are both models:/two/2: name two "):
         compare("two/2", "two@champion", str(folder))
-    with pytest.raises(RegistryError, match=r"^two has no version 9: "):
+    with pytest.raises(RegistryError, match=r"^'two/9' names no version: "):
         compare("two/2", "two/9", str(folder))
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_text("no image")

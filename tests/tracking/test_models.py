@@ -131,7 +131,7 @@ def test_a_model_to_resolve_that_is_not_there_is_one_line(uri: str) -> None:
 
 @pytest.mark.parametrize("named", ["captcha-crnn", "", "no/such/folder"])
 def test_what_names_no_model_to_resolve_is_told_how_to(named: str) -> None:
-    with pytest.raises(RegistryError, match=rf"^'{named}' names no model: [^\n]* or a recogniser's folder$"):
+    with pytest.raises(RegistryError, match=rf"^'{named}' names no model: there is no such folder; [^\n]*$"):
         resolve(named)
 
 
