@@ -47,10 +47,32 @@ AllowOverlap = Annotated[
 ]
 
 
+Resume = Annotated[
+    str | None,
+    OrNone,
+    Field(
+        description="go on with a run that was cut off: its id, or auto (the latest of these settings, else a new run)"
+    ),
+]
+CheckpointMinutes = Annotated[
+    float, Field(gt=0, le=1440, description="minutes after which a checkpoint is written within an epoch, too")
+]
+CONTROLS = {"resume", "checkpoint_minutes", "register_best"}
+"""Settings that do not shape the result of a job."""
+
+
 class Settings(BaseModel):
     """Base of every job's settings: frozen, and unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def shaping(self) -> dict[str, object]:
+        """Return the settings that shape the result, as JSON holds them."""
+        return self.model_dump(mode="json", exclude=CONTROLS)
+
+    def given(self) -> set[str]:
+        """Return the names of those that were given, and not left at their default."""
+        return self.model_fields_set - CONTROLS
 
 
 class TrainSettings(Settings):
@@ -87,6 +109,11 @@ class TrainSettings(Settings):
     seed: Seed = Field(0, description="seed of the split, the weights, the order and the augmentation")
     image_memory: ImageMemory = IMAGE_MEMORY
     allow_overlap: AllowOverlap = False
+    resume: Resume = None
+    checkpoint_minutes: CheckpointMinutes = 10
+    register_best: bool = Field(
+        False, description="where the training is stopped, or resumed, end with the best epoch so far: test, register"
+    )
 
     @model_validator(mode="after")
     def _pretrained_needs_resnet18(self) -> Self:
@@ -132,6 +159,8 @@ class AdaptSettings(Settings):
     seed: Seed = Field(0, description="seed of the tenth held out, the order and the augmentation")
     image_memory: ImageMemory = IMAGE_MEMORY
     allow_overlap: AllowOverlap = False
+    resume: Resume = None
+    checkpoint_minutes: CheckpointMinutes = 10
 
 
 class BudgetSettings(Settings):
@@ -152,6 +181,8 @@ class BudgetSettings(Settings):
     drawn_epochs: Epochs = Field(20, description="epochs of the first training, on drawn images alone")
     backbone: Backbone = Field("resnet18", description="resnet18, or compact (for CPUs); --init brings its own")
     epochs: Epochs = Field(50, description="maximum number of epochs of every other training")
+    resume: Resume = None
+    checkpoint_minutes: CheckpointMinutes = 10
 
     @field_validator("labels")
     @classmethod

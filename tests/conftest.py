@@ -130,6 +130,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unfinished_runs_aside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where runs of this process keep what they need until they have ended: not in the project."""
+    from captcha.tracking import unfinished
+
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unfinished, "project_root", lambda: folder)
+        yield folder / "mlruns" / "unfinished"
+
+
 @pytest.fixture(scope="session")
 def new_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database as MLflow makes it; copies are there at once, a new one takes seconds."""

@@ -4,11 +4,9 @@ import gc
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -17,10 +15,7 @@ from pydantic import ValidationError
 from captcha import CaptchaError, __version__
 from captcha.cli import commands
 from captcha.cli.terminal import complain, show_messages
-
-# Exit codes by which a shell knows what ended a program.
-HANG_UP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
-ENDED = {128 + HANG_UP: "hung up", 128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated"}
+from captcha.tracking import signals
 
 app = typer.Typer(
     help="Train, track, register and serve recognisers of text CAPTCHAs (CRNN + CTC) with MLflow.",
@@ -63,13 +58,11 @@ def options(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command that the arguments name and exit.
 
-    Exit codes: 0, done; 1, done with complaints; 2, one line says why not; 129, 130, 143: SIGHUP, Ctrl-C, SIGTERM.
+    Exit codes: 0, done; 1, done with complaints; 2, one line says why not; 3, done, but the
+    tracking server does not have it all yet; 129, 130, 143: SIGHUP, Ctrl-C, SIGTERM.
     """
     show_messages()
-    # The signal raises, so that the tracked run can end as KILLED.
-    signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(HANG_UP) is not signal.SIG_IGN:  # nohup ignores it
-        signal.signal(HANG_UP, _terminate)
+    signals.listen()
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     said = "This command tracks nothing."
     try:
@@ -81,20 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if (explanation := _explain(error)) is None:
             raise
         said = complain(explanation)
-        code = 2
+        code = getattr(error, "exit_code", 2)
     except SystemExit as error:
         code = error.code
-    if code in ENDED:
-        said = complain(ENDED[code])
+    signals.heed()
+    if code in signals.ENDED:
+        said = complain(signals.ENDED[code])
     if "MLFLOW_RUN_ID" in os.environ:  # MLflow removes it once a job has taken up the run
-        _tag_unused_run(arguments, said, "KILLED" if code in ENDED else None)
+        _tag_unused_run(arguments, said, "KILLED" if code in signals.ENDED else None)
     # Python's last collections would look through a million objects of MLflow's: a second in which nothing is done.
     gc.freeze()
     sys.exit(code)
-
-
-def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + signal_number)
 
 
 def _tag_unused_run(arguments: Sequence[str], said: str, status: str | None) -> None:

@@ -1,10 +1,11 @@
 """Settings → options of a command; the options that several commands share."""
 
+import functools
 import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,7 +77,7 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON alone; all else g
 
 
 def with_settings(settings: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, as **settings, an option for each setting, with its default and help.
+    """Give a command an option for each setting, with its default and help; as **settings it gets those given.
 
     A setting without a default becomes an argument, a folder.
     """
@@ -101,7 +102,15 @@ def with_settings(settings: type[Settings]) -> Callable[[Callable[..., None]], C
             options.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
             )
-        command.__signature__ = inspect.Signature([*options, *own])  # type: ignore[attr-defined]
-        return command
+
+        @functools.wraps(command)
+        def with_those_given(context: typer.Context, **values: Any) -> None:
+            sources = {name: context.get_parameter_source(name) for name in settings.model_fields}
+            at_default = {name for name, source in sources.items() if source and source.name == "DEFAULT"}
+            command(**{name: value for name, value in values.items() if name not in at_default})
+
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        with_those_given.__signature__ = inspect.Signature([context, *options, *own])  # type: ignore[attr-defined]
+        return with_those_given
 
     return decorate

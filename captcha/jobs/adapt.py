@@ -8,14 +8,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-import mlflow
 import pandas as pd
 from tqdm import tqdm
 
 from captcha import CaptchaError
+from captcha.data.files import write_whole
 from captcha.data.problems import Problem
-from captcha.data.samples import ImageMemory, Sample, Split, unit_hash
+from captcha.data.samples import ImageMemory, Sample, Split, digest, unit_hash
 from captcha.data.seen import SeenPixels
 from captcha.data.sources import Folder, Sources, parse_folder, parse_style
 from captcha.evaluation.metrics import exact_match
@@ -24,10 +25,11 @@ from captcha.jobs import train as training
 from captcha.reading.recognizer import Reading
 from captcha.settings import SEEDS, AdaptSettings, TrainSettings
 from captcha.tracking.descriptions import run_name
+from captcha.tracking.entries import log_metrics, log_tables
 from captcha.tracking.models import log_seen, log_weights
 from captcha.tracking.records import ImageSet, log_facts, log_left_out, log_predictions, log_settings
-from captcha.tracking.registry import register
-from captcha.tracking.runs import NOTE, tracked_run
+from captcha.tracking.runs import NOTE, active_folder, tracked_run
+from captcha.tracking.unfinished import Asked, Parts, refuse_changes, taken_up
 from captcha.training import recipe as recipes
 from captcha.training.checkpoint import Checkpoint
 from captcha.training.export import torch_recognizer
@@ -110,30 +112,37 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
         AdaptationError: the model reads no image confidently, or there are too few.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
+    settings, unfinished = taken_up(settings, "adapt")
     folder = parse_folder(settings.data)
     sources = Sources(folder, drawn=parse_style(settings.drawn) if settings.drawn else None)
-    parent, checkpoint = training.read_parent(settings.model)
-    with tracked_run(run_name(settings, "adapt", folder.short_name, parent=parent.uri)) as run:
-        log_settings(settings.model_dump())  # at once: a run that fails says how it was started
+    parent, checkpoint = training.read_parent(training.initial_model(settings.model, unfinished))
+    if sources.drawn:  # an error in the style is raised before any image is read
+        sources.drawn.samples(checkpoint.height, settings.seed, vocabulary=checkpoint.vocabulary)
+    left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
+    images = _images(settings, folder, checkpoint.height, left_out)
+    split = Split(
+        [images.samples[i] for i in images.learnable],
+        [images.samples[i] for i in images.held_out],
+        [images.labelled[i] for i in images.held_out] if settings.labelled else [],
+    )
+    remedy = "take another --seed, or images that it was not trained on"
+    split = training.with_unseen_test(split, parent, settings.allow_overlap, remedy)
+    facts = training.facts_of(sources, digest(images.labelled), (parent, checkpoint), recipe)
+    refuse_changes(unfinished, facts)
+    asked = Asked("adapt", settings.shaping(), facts)
+    name = run_name(settings, "adapt", folder.short_name, parent=parent.uri)
+    with tracked_run(name, asked=asked, resumed=unfinished) as run:
+        log_settings(settings.shaping())  # at once: a run that fails says how it was started
         log_facts({"job": "adapt"})
-        if sources.drawn:  # an error in the style is raised before any image is read
-            sources.drawn.samples(checkpoint.height, settings.seed, vocabulary=checkpoint.vocabulary)
-        images = _images(settings, folder, checkpoint.height)
-        split = Split(
-            [images.samples[i] for i in images.learnable],
-            [images.samples[i] for i in images.held_out],
-            [images.labelled[i] for i in images.held_out] if settings.labelled else [],
-        )
-        remedy = "take another --seed, or images that it was not trained on"
-        split = training.with_unseen_test(split, parent, settings.allow_overlap, remedy)
-        inputs = _log_run(settings.model_dump(), sources, split, checkpoint, recipe)
+        log_left_out(left_out or ())
+        inputs = _log_run(settings.shaping(), sources, split, checkpoint, recipe)
         training.log_parent(parent, checkpoint, checkpoint.vocabulary)
         logger.info(f"adapting {parent.uri} to {len(images.samples)} images, {len(images.held_out)} of them held out")
         if known := sum(parent.seen.among(images.samples)):
             logger.info(f"{parent.uri} was trained on {known} of these images already")
         initial = Round(0, checkpoint, _read(checkpoint, images.samples), parent.seen)
         kept = _rounds(settings, sources, images, initial, recipe)
-        mlflow.log_metrics({"best_round": kept.number})
+        log_metrics({"best_round": kept.number})
         example = folder.path / images.samples[images.held_out[0]].name
         evaluation = None
         version: int | None = None
@@ -146,7 +155,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
             log_seen(kept.seen)
             model = kept.checkpoint.model()
             evaluation = training.log_recognizer(model, split, example, kept.seen, kept.number, inputs)
-            name, version, message = register(run.info.run_id, settings.name)
+            name, version, message = training.register_sent(settings.name)
     return AdaptOutcome(
         run_id=run.info.run_id,
         rounds=kept.number,
@@ -162,12 +171,10 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
     )
 
 
-def _images(settings: AdaptSettings, folder: Folder, height: int) -> _Images:
-    """Return the folder's images, and log those left out; seed and pixels choose the tenth that is held out."""
-    left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
+def _images(settings: AdaptSettings, folder: Folder, height: int, left_out: list[Problem] | None) -> _Images:
+    """Return the folder's images, and note those left out; seed and pixels choose the tenth that is held out."""
     memory = ImageMemory(settings.image_memory)
     labelled = folder.samples(height, memory=memory, labelled=settings.labelled, left_out=left_out)
-    log_left_out(left_out or ())
     samples = [replace(sample, text="") for sample in labelled]  # no round sees a label
     held_out = [i for i, sample in enumerate(samples) if unit_hash(settings.seed, sample.digest) < HELD_OUT]
     if not held_out:
@@ -190,8 +197,7 @@ def _rounds(settings: AdaptSettings, sources: Sources, images: _Images, before: 
                 f"{settings.model} reads none of these images with a probability of {FLOOR} or more: train it "
                 "first on images more like them, drawn in their style or labelled by hand"
             )
-        with tracked_run(f"round {number}", nested=True):
-            checkpoint, seen = _train_round(settings, sources, images, latest, selected, recipe)
+        checkpoint, seen = _trained_round(settings, sources, images, latest, selected, recipe)
         previous, latest = latest, Round(number, checkpoint, _read(checkpoint, images.samples), seen, len(selected))
         _log_round(settings, latest, previous, images)
         if latest.confident(settings.threshold) <= kept.confident(settings.threshold):
@@ -228,6 +234,31 @@ def _read(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[Reading]:
     return [readings[i] for i in range(len(samples))]
 
 
+def _trained_round(
+    settings: AdaptSettings,
+    sources: Sources,
+    images: _Images,
+    latest: Round,
+    selected: Sequence[int],
+    recipe: Recipe,
+) -> tuple[Checkpoint, SeenPixels]:
+    """Return what a nested run has trained; where the job is gone on with, the run may be done or begun already."""
+    number = latest.number + 1
+    key, folder = f"round {number}", active_folder()
+    parts = Parts(folder)
+    weights, pixels = (Path(folder, f"round-{number}.{kind}") for kind in ("safetensors", "npy"))
+    if not parts.result(key) or parts.begun(key):
+        with tracked_run(key, nested=True, resumed=parts.begun(key)) as run:
+            if not parts.result(key):
+                parts.begin(key, run.info.run_id)
+                checkpoint, seen = _train_round(settings, sources, images, latest, selected, recipe)
+                write_whole(weights, checkpoint.to_bytes())
+                write_whole(pixels, seen.to_bytes())
+                parts.done(key, True)
+    seen = SeenPixels.from_bytes(pixels.read_bytes(), latest.seen.unknown)
+    return Checkpoint.from_bytes(weights.read_bytes()), seen
+
+
 def _train_round(
     settings: AdaptSettings,
     sources: Sources,
@@ -245,14 +276,17 @@ def _train_round(
         [replace(images.samples[i], text=readings[i].text) for i in part] for part in (selected, images.held_out)
     )
     split = Split(learned, compared, [])
-    _log_run({**settings.model_dump(), "seed": seed}, sources, split, start, recipe)
+    _log_run({**settings.shaping(), "seed": seed}, sources, split, start, recipe)
     schedule = training.schedule_of(
         split, settings.epochs, settings.batch_size, settings.learning_rate, settings.epochs, recipe
     )
     batches = training.batches_of(sources, split, settings.batch_size, seed, start.height, start.vocabulary)
     model = start.model(TrainSettings.model_fields["dropout"].default)
     title = f"round {latest.number + 1}/{settings.rounds}"
-    fitted = training.fit(model, batches, split, schedule, keep_last=True, title=title)
+    control = training.Control(settings.checkpoint_minutes)
+    fitted = training.fit(model, batches, split, schedule, control, keep_last=True, title=title)
+    if fitted.stopped:
+        raise fitted.stopped
     checkpoint = Checkpoint.of(fitted.model)
     log_weights(checkpoint.to_bytes())
     seen = SeenPixels.of(batches.learned_from, parent=latest.seen)
@@ -260,7 +294,7 @@ def _train_round(
     read = Counter("".join(reading.text for reading in readings))
     learned_from = Counter("".join(sample.text for sample in learned))
     rows = [(character, count, learned_from[character]) for character, count in read.most_common()]
-    mlflow.log_table(pd.DataFrame(rows, columns=["character", "read", "learned_from"]), "characters.json")
+    log_tables({"characters.json": pd.DataFrame(rows, columns=["character", "read", "learned_from"])})
     return checkpoint, seen
 
 
@@ -289,7 +323,7 @@ def _log_round(settings: AdaptSettings, latest: Round, previous: Round | None, i
         match = exact_match(texts, [sample.text for sample in images.labelled])
         metrics["adapt/exact_match"] = match
         line += f"  exact match {match:.2%}"
-    mlflow.log_metrics(metrics, step=latest.number)
+    log_metrics(metrics, step=latest.number)
     held_out = images.held_out
     shown = Evaluation([images.labelled[i] for i in held_out], [latest.readings[i] for i in held_out], math.nan)
     log_predictions(shown, "adapt/predictions", latest.number)

@@ -2,27 +2,32 @@
 
 import itertools
 import logging
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-import mlflow
-
-import captcha
+from captcha.data.files import write_whole
 from captcha.data.problems import Problem
 from captcha.data.samples import DataError, ImageMemory, Sample, Split, digest, split, unit_hash
-from captcha.data.sources import parse_folder, parse_style
+from captcha.data.seen import SeenPixels
+from captcha.data.sources import Sources, parse_folder, parse_style
 from captcha.evaluation.metrics import wilson_interval
 from captcha.evaluation.plots import BudgetPoint, budget_figure
 from captcha.evaluation.results import Evaluation, evaluate
 from captcha.jobs import train as training
+from captcha.reading.recognizer import Recognizer, save_recognizer
 from captcha.settings import BudgetSettings, TrainSettings
 from captcha.tracking.descriptions import run_name
+from captcha.tracking.entries import log_figure, log_json, log_metrics
 from captcha.tracking.models import Parent
 from captcha.tracking.records import log_facts, log_left_out, log_settings, log_test
-from captcha.tracking.runs import tracked_run
+from captcha.tracking.runs import active_folder, tracked_run
+from captcha.tracking.unfinished import Asked, Parts, refuse_changes, taken_up
 from captcha.training import recipe as recipes
 from captcha.training.checkpoint import Checkpoint
+from captcha.training.export import to_onnx
 from captcha.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -61,53 +66,71 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
         SeenError: its training saw images that are tested on.
         TrainingError: a training cannot go on, or its exported model does not agree with it.
     """
+    settings, unfinished = taken_up(settings, "budget")
     folder = parse_folder(settings.data)
-    if settings.drawn:
-        parse_style(settings.drawn)  # an error in it is raised now, not after the first trainings
-    parent = training.read_parent(settings.init) if settings.init else None
+    style = parse_style(settings.drawn) if settings.drawn else None  # an error in it is raised now, not later
+    parent = training.read_parent(training.initial_model(settings.init, unfinished)) if settings.init else None
+    height = parent[1].height if parent else DEFAULTS.height
+    left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
+    samples = folder.samples(height, memory=ImageMemory(DEFAULTS.image_memory), left_out=left_out)
+    splits = [split(samples, seed) for seed in range(settings.seeds)]
+    if parent:
+        tests = [sample for each in splits for sample in each.test]
+        training.with_unseen_test(Split([], [], tests), parent[0], None, "start from a model of drawn images alone")
+    fewest = min(len(each.train) + len(each.validation) for each in splits)  # the number shown for `all`
+    known = _known(settings, splits, fewest)
+    facts = training.facts_of(Sources(folder, drawn=style), digest(samples), parent, recipe)
+    refuse_changes(unfinished, facts)
+    asked = Asked("budget", settings.shaping(), facts)
     name = run_name(settings, "label budget", folder.short_name, parent=parent[0].uri if parent else None)
-    with tracked_run(name):
-        log_settings(settings.model_dump())
-        height = parent[1].height if parent else DEFAULTS.height
-        left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
-        samples = folder.samples(height, memory=ImageMemory(DEFAULTS.image_memory), left_out=left_out)
+    with tracked_run(name, asked=asked, resumed=unfinished):
+        log_settings(settings.shaping())
         log_left_out(left_out or ())
-        splits = [split(samples, seed) for seed in range(settings.seeds)]
-        if parent:
-            tests = [sample for each in splits for sample in each.test]
-            training.with_unseen_test(Split([], [], tests), parent[0], None, "start from a model of drawn images alone")
-        fewest = min(len(each.train) + len(each.validation) for each in splits)  # the number shown for `all`
-        if (most := max((count or 0 for count in settings.counts), default=0)) > fewest:
-            raise DataError(
-                f"{settings.data}: {most} labels are asked for, but beside the test part there are {fewest}; "
-                "take fewer, or all"
-            )
-        known = {
-            (count, seed): with_labels(splits[seed], count, seed)
-            for count, seed in itertools.product(settings.counts, range(settings.seeds))
-        }
-        for (count, seed), part in known.items():
-            if count and not part.train:
-                raise DataError(
-                    f"{settings.data}: {count} labels of seed {seed} are all of one text, so none is left to train "
-                    "on; take more labels"
-                )
         log_facts({"job": "budget", "data": folder.written, "images": len(samples), "data_digest": digest(samples)})
+        parts = Parts(active_folder())
         if settings.drawn and parent is None:
-            parent = _train_on_drawn(settings, recipe)
+            parent = _trained_on_drawn(settings, recipe, parts)
         rows: list[BudgetRow] = []
         for count, arm, seed in _trainings(settings):
             name = f"{'all' if count is None else count} labels, {arm.replace('_', ' ')}, seed {seed}"
-            logger.info("\n%s", name)
-            with tracked_run(name, nested=True) as run:
-                began = time.perf_counter()
-                evaluation = _measure(settings, seed, known[count, seed], parent, arm == WITH_DRAWN, recipe)
-                seconds = time.perf_counter() - began
-            right, n = len(evaluation.samples) - evaluation.wrong, len(evaluation.samples)
-            labels = fewest if count is None else count
-            rows.append(BudgetRow(arm, labels, seed, right, n, seconds, run.info.run_id))
+            if not parts.result(name) or parts.begun(name):
+                logger.info("\n%s", name)
+                with tracked_run(name, nested=True, resumed=parts.begun(name)) as run:
+                    if not parts.result(name):
+                        parts.begin(name, run.info.run_id)
+                        began = time.perf_counter()
+                        evaluation = _measure(settings, seed, known[count, seed], parent, arm == WITH_DRAWN, recipe)
+                        seconds = time.perf_counter() - began
+                        right, n = len(evaluation.samples) - evaluation.wrong, len(evaluation.samples)
+                        labels = fewest if count is None else count
+                        parts.done(name, asdict(BudgetRow(arm, labels, seed, right, n, seconds, run.info.run_id)))
+            rows.append(BudgetRow(**parts.result(name)))
             _log_curve(rows)
     return rows
+
+
+def _known(settings: BudgetSettings, splits: Sequence[Split], fewest: int) -> dict[tuple[int | None, int], Split]:
+    """Return the split of each number of labels and each seed.
+
+    Raises:
+        DataError: there are fewer labels than the settings name, or some numbers leave none to train on.
+    """
+    if (most := max((count or 0 for count in settings.counts), default=0)) > fewest:
+        raise DataError(
+            f"{settings.data}: {most} labels are asked for, but beside the test part there are {fewest}; "
+            "take fewer, or all"
+        )
+    known = {
+        (count, seed): with_labels(splits[seed], count, seed)
+        for count, seed in itertools.product(settings.counts, range(settings.seeds))
+    }
+    for (count, seed), part in known.items():
+        if count and not part.train:
+            raise DataError(
+                f"{settings.data}: {count} labels of seed {seed} are all of one text, so none is left to train "
+                "on; take more labels"
+            )
+    return known
 
 
 def _trainings(settings: BudgetSettings) -> list[tuple[int | None, str, int]]:
@@ -161,18 +184,31 @@ def _as_training(
         drawn=settings.drawn if with_drawn else None,
         epochs=settings.epochs,
         seed=seed,
+        checkpoint_minutes=settings.checkpoint_minutes,
     )
 
 
-def _train_on_drawn(settings: BudgetSettings, recipe: Recipe) -> tuple[Parent, Checkpoint]:
-    """Train on drawn images alone, in a nested run, and return the trained model."""
+def _trained_on_drawn(settings: BudgetSettings, recipe: Recipe, parts: Parts) -> tuple[Parent, Checkpoint]:
+    """Return a model of drawn images alone, trained in a nested run unless that is done."""
     drawn = TrainSettings(data=f"draw:{settings.drawn}", backbone=settings.backbone, epochs=settings.drawn_epochs)
-    logger.info("\n%s, for the trainings with drawn images to start from", drawn.data)
-    with tracked_run(f"drawn images alone: {settings.drawn}", nested=True) as run:
-        sources = training.parse_sources(drawn)
-        known = training.split_of(drawn, sources)
-        training.learn(drawn, sources, known, None, training.example_of(sources, known.test[0]), recipe)
-    return training.read_parent(f"runs:/{run.info.run_id}")
+    drawn = drawn.model_copy(update={"checkpoint_minutes": settings.checkpoint_minutes})
+    key, folder = f"drawn images alone: {settings.drawn}", active_folder()
+    weights, pixels = folder / "drawn.safetensors", folder / "drawn.npy"
+    if not parts.result(key) or parts.begun(key):
+        logger.info("\n%s, for the trainings with drawn images to start from", drawn.data)
+        with tracked_run(key, nested=True, resumed=parts.begun(key)) as run:
+            if not parts.result(key):
+                parts.begin(key, run.info.run_id)
+                sources = training.parse_sources(drawn)
+                known = training.split_of(drawn, sources)
+                example = training.example_of(sources, known.test[0])
+                learned = training.learn(drawn, sources, known, None, example, recipe)
+                write_whole(weights, learned.checkpoint.to_bytes())
+                write_whole(pixels, learned.seen.to_bytes())
+                parts.done(key, run.info.run_id)
+    run_id, seen = str(parts.result(key)), SeenPixels.from_bytes(pixels.read_bytes(), None)
+    parent = Parent(f"runs:/{run_id}", run_id, seen, weights.read_bytes(), {})
+    return parent, Checkpoint.from_bytes(parent.weights)
 
 
 def _measure(
@@ -188,11 +224,18 @@ def _measure(
         own = _as_training(settings, seed, parent, with_drawn)
         sources = training.parse_sources(own)
         example = training.example_of(sources, known.test[0])
-        return training.learn(own, sources, known, parent if with_drawn else None, example, recipe)
+        return training.learn(own, sources, known, parent if with_drawn else None, example, recipe).evaluation
     assert parent  # without labels only where there is a model of drawn images
-    evaluation = evaluate(captcha.load(parent[0].uri), known.test)
+    evaluation = evaluate(_exported(parent[1]), known.test)
     log_test(evaluation)
     return evaluation
+
+
+def _exported(checkpoint: Checkpoint) -> Recognizer:
+    """Return a model as it would be served."""
+    with tempfile.TemporaryDirectory() as temporary:
+        save_recognizer(Path(temporary), to_onnx(checkpoint.model()), checkpoint.vocabulary, checkpoint.height)
+        return Recognizer.load(Path(temporary))
 
 
 def _log_curve(rows: Sequence[BudgetRow]) -> None:
@@ -201,6 +244,6 @@ def _log_curve(rows: Sequence[BudgetRow]) -> None:
     for point in added:
         match = {"": point.right / point.n, "_low": point.low, "_high": point.high}
         metrics = {f"budget/{point.arm}{key}": value for key, value in match.items()}
-        mlflow.log_metrics(metrics, step=point.labels)
-    mlflow.log_dict({"rows": [vars(row) for row in rows]}, "budget.json")
-    mlflow.log_figure(budget_figure(added), "budget.png")
+        log_metrics(metrics, step=point.labels)
+    log_json({"rows": [vars(row) for row in rows]}, "budget.json")
+    log_figure(budget_figure(added), "budget.png")

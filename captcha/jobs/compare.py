@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -14,9 +13,10 @@ from captcha.data.sources import parse_folder
 from captcha.evaluation.results import Comparison
 from captcha.evaluation.results import evaluate as read
 from captcha.settings import IMAGE_MEMORY
+from captcha.tracking.entries import log_metrics, log_picture, log_tables
 from captcha.tracking.models import find, version_uri
-from captcha.tracking.records import log_settings
-from captcha.tracking.runs import RegistryError, connect, tracked_run
+from captcha.tracking.records import log_facts, log_settings
+from captcha.tracking.runs import NOTE, RegistryError, connect, tracked_run
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def compare(first: str, second: str, folder: str) -> CompareOutcome:
     with tracked_run(f"compare {names[0]} with {names[1]} on {source.short_name}") as run:
         log_settings({"data": source.written, "first": first, "second": second})
         images_read = samples[recognizers[0].height]
-        mlflow.set_tags({"job": "compare", "data": source.written, "test_digest": digest(images_read)})
+        log_facts({"job": "compare", "data": source.written, "test_digest": digest(images_read)})
         comparison = Comparison(*(read(recognizer, samples[recognizer.height]) for recognizer in recognizers))
         images = [
             Differing(
@@ -121,7 +121,7 @@ def _log(comparison: Comparison, outcome: CompareOutcome) -> None:
     from captcha.evaluation.plots import comparison_grid  # brings matplotlib: not before it is needed
 
     first, second = outcome.names
-    mlflow.log_metrics(
+    log_metrics(
         {
             "compare/exact_match_first": outcome.exact_match[0],
             "compare/exact_match_second": outcome.exact_match[1],
@@ -132,12 +132,12 @@ def _log(comparison: Comparison, outcome: CompareOutcome) -> None:
     )
     columns = ["file", "label", first, second]
     rows = [[image.file, image.label, image.first, image.second] for image in outcome.images]
-    mlflow.log_table(pd.DataFrame(rows, columns=columns), "compare.json")
-    mlflow.log_image(comparison_grid(comparison, first, second), artifact_file="compare.png")
-    mlflow.set_tag(
-        "mlflow.note.content",
+    log_tables({"compare.json": pd.DataFrame(rows, columns=columns)})
+    log_picture(comparison_grid(comparison, first, second), "compare.png")
+    described = (
         f"Of {len(comparison.first.samples)} images, {outcome.only_first} are read right by {first} "
         f"({outcome.models[0]}) alone and {outcome.only_second} by {second} ({outcome.models[1]}) alone, "
         f"{outcome.both} by both and {outcome.neither} by neither; exact McNemar p = {outcome.p:.3g}. "
-        "`compare.json` and `compare.png` show the images on which the two differ.",
+        "`compare.json` and `compare.png` show the images on which the two differ."
     )
+    log_facts({NOTE: described})

@@ -5,7 +5,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,6 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.data.dataset import Dataset
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -25,8 +24,9 @@ import captcha
 from captcha.data.seen import SeenError, SeenPixels
 from captcha.reading.recognizer import ARTIFACT, Recognizer
 from captcha.settings import CHAMPION, CHAMPION_URI, MODEL_NAME
+from captcha.tracking.entries import log_file, log_tags
 from captcha.tracking.naming import meant
-from captcha.tracking.runs import RegistryError, active_run_id, connect
+from captcha.tracking.runs import RegistryError, active_outbox, connect
 
 WEIGHTS_FOLDER, WEIGHTS_FILE = "weights", "model.safetensors"
 """Where a run keeps the weights that another training can start from; their sha256 is a tag of the run."""
@@ -248,23 +248,19 @@ def _uri_of(named: str) -> str:
     return named if named.startswith(("models:/", "runs:/")) else f"models:/{named}"
 
 
-def log_weights(content: bytes) -> None:
-    """Log a safetensors file that a training can start from, and its sha256, to the active run."""
-    _log_content(content, WEIGHTS_FILE)
-    mlflow.set_tag(f"sha256.{WEIGHTS_FILE}", hashlib.sha256(content).hexdigest())
+def log_weights(content: bytes, numbered: bool = True) -> None:
+    """Log a safetensors file that a training can start from, and its sha256, to the active run.
+
+    `numbered` as for `Outbox.put`.
+    """
+    log_file(f"{WEIGHTS_FOLDER}/{WEIGHTS_FILE}", lambda path: path.write_bytes(content), numbered=numbered)
+    log_tags({f"sha256.{WEIGHTS_FILE}": hashlib.sha256(content).hexdigest()}, numbered)
 
 
-def _log_content(content: bytes, name: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / name
-        file.write_bytes(content)
-        mlflow.log_artifact(str(file), WEIGHTS_FOLDER)
-
-
-def log_seen(seen: SeenPixels) -> None:
+def log_seen(seen: SeenPixels, numbered: bool = True) -> None:
     """Log which pixels a training saw, beside its weights, to the active run."""
-    _log_content(seen.to_bytes(), SEEN_FILE)
-    mlflow.set_tags({SEEN_TAG: seen.count, **({UNKNOWN_TAG: seen.unknown} if seen.unknown else {})})
+    log_file(f"{WEIGHTS_FOLDER}/{SEEN_FILE}", lambda path: path.write_bytes(seen.to_bytes()), numbered=numbered)
+    log_tags({SEEN_TAG: seen.count, **({UNKNOWN_TAG: seen.unknown} if seen.unknown else {})}, numbered)
 
 
 def load_seen(run: Run, model: str) -> SeenPixels:
@@ -288,56 +284,97 @@ def load_seen(run: Run, model: str) -> SeenPixels:
     return seen
 
 
-def log_model(recognizer: Path, example: bytes, step: int) -> str:
-    """Log the recogniser in a folder to the active run as a model that MLflow can serve, and return the model's id.
+OWN = "own"
+"""Stands for the model that the run itself logs, whose id is not known before it is sent."""
 
-    The folder must be named `ARTIFACT`: the model keeps it in `artifacts/` under its own name. `example` is an image
-    file's content, for the model's input example. `step` is the epoch, or the round, that the weights are of.
+EXAMPLE = "example"
+
+
+def log_model(recognizer: Path, example: bytes, step: int, dataset: tuple[str, str] | None = None) -> None:
+    """Log the recogniser in a folder to the active run as a model that MLflow can serve.
+
+    Args:
+        recognizer: the folder, named `ARTIFACT`: the model keeps it in `artifacts/` under its own name.
+        example: an image file's content, for the model's input example.
+        step: the epoch, or the round, that the weights are of.
+        dataset: name and digest of the data set that the metrics of validation at this step were measured on.
     """
-    client, run = MlflowClient(), mlflow.get_run(active_run_id())
-    model = client.create_logged_model(
+    assert recognizer.name == ARTIFACT
+    with tempfile.TemporaryDirectory() as temporary:
+        files = Path(temporary) / "files"
+        files.mkdir()
+        shutil.copytree(recognizer, files / ARTIFACT)
+        (files / EXAMPLE).write_bytes(example)
+        active_outbox().put("model", {"step": step, "dataset": dataset}, files)
+
+
+def send_model(run_id: str, files: Path, step: int, dataset: Sequence[str] | None) -> None:
+    """Make a run's model of what `log_model` put into the outbox, or complete it; link the metrics at its step."""
+    client = MlflowClient()
+    run = client.get_run(run_id)
+    if not (run.outputs and run.outputs.model_outputs):
+        model = _begun_model(client, run)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            _save_model(folder, files, Model(run_id=run_id, model_id=model.model_id))
+            client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, "READY")
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+    if dataset:
+        _link_metrics(client, run_id, own_model_id(run_id), step, dataset)
+
+
+def _begun_model(client: MlflowClient, run: Run) -> LoggedModel:
+    """Return the logged model that an earlier attempt began, or a new one."""
+    begun = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    if begun:
+        return begun[0]
+    return client.create_logged_model(
         run.info.experiment_id,
         name=re.sub(r"[/:.%\"']", "-", run.info.run_name),  # MLflow allows these in no model's name
         source_run_id=run.info.run_id,
         tags={key: value for key, value in run.data.tags.items() if key.startswith(("mlflow.user", "mlflow.source."))},
         params=run.data.params,
     )
+
+
+def _save_model(folder: Path, files: Path, described: Model) -> None:
+    """Write the model's folder as MLflow loads it: the recogniser, and the code that reads with it."""
     package = Path(captcha.__file__).parent
     with tempfile.TemporaryDirectory() as temporary:
         code = Path(temporary) / package.name
         shutil.copytree(package / "reading", code / "reading", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(package / "__init__.py", code)
         mlflow.pyfunc.save_model(
-            Path(temporary) / "model",
+            folder,
             python_model=str(package / "reading" / "serving.py"),
             code_paths=[str(code)],
-            artifacts={ARTIFACT: str(recognizer)},
+            artifacts={ARTIFACT: str(files / ARTIFACT)},
             signature=SIGNATURE,
-            input_example=pd.DataFrame({"image": [base64.b64encode(example).decode()]}),
+            input_example=pd.DataFrame({"image": [base64.b64encode((files / EXAMPLE).read_bytes()).decode()]}),
             pip_requirements=[f"{each}=={version(each)}" for each in SERVED_PACKAGES],
-            mlflow_model=Model(run_id=run.info.run_id, model_id=model.model_id),
+            mlflow_model=described,
         )
-        client.log_model_artifacts(model.model_id, str(Path(temporary) / "model"))
-    client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step)])
-    return model.model_id
 
 
-def link_metrics(model_id: str, step: int, dataset: Dataset) -> None:
+def own_model_id(run_id: str) -> str:
+    """Return the id of the model that a run has logged."""
+    client = MlflowClient()
+    return str(logged_model(client, client.get_run(run_id)).model_id)
+
+
+def _link_metrics(client: MlflowClient, run_id: str, model_id: str, step: int, dataset: Sequence[str]) -> None:
     """Show on a model's page the metrics that its run has at a step, those of validation beside their data set.
 
     `mlflow.pyfunc.log_model` would show all that the run has there: the processor's load first, and no data set.
     """
-    client = MlflowClient()
-    run = client.get_run(str(client.get_logged_model(model_id).source_run_id))
     shown = []
-    for key in run.data.metrics:
-        name, digest = (dataset.name, dataset.digest) if key.startswith("val/") else (None, None)
-        for each in client.get_metric_history(run.info.run_id, key) if not key.startswith("system/") else ():
+    for key in client.get_run(run_id).data.metrics:
+        name, digest = dataset if key.startswith("val/") else (None, None)
+        for each in client.get_metric_history(run_id, key) if not key.startswith("system/") else ():
             if each.step == step and each.model_id is None:  # the same point, so that the run gets none twice
-                point = (key, each.value, each.timestamp, step)
-                shown.append(Metric(*point, model_id, name, digest, run.info.run_id))
-    client.log_batch(run.info.run_id, metrics=shown)
+                shown.append(Metric(key, each.value, each.timestamp, step, model_id, name, digest, run_id))
+    client.log_batch(run_id, metrics=shown)
 
 
 def fact(run: Run, name: str) -> str:

@@ -1,18 +1,15 @@
 """What a run holds: settings, facts, inputs, pictures of predictions, the test's figures and files."""
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
-from mlflow.entities import LoggedModelInput
+from numpy.typing import NDArray
 from PIL import Image
 
 from captcha.data.problems import Problem, printable
@@ -21,24 +18,33 @@ from captcha.data.sources import Folder, Source
 from captcha.evaluation.metrics import character_confusion
 from captcha.evaluation.results import Evaluation
 from captcha.settings import written
+from captcha.tracking.entries import (
+    Write,
+    log_figure,
+    log_files,
+    log_input,
+    log_json,
+    log_metrics,
+    log_params,
+    log_picture,
+    log_step_picture,
+    log_tables,
+    log_tags,
+    log_text,
+)
 
 THUMBNAILS = 100
 """Rows of a test's table that show their image: a file is logged for each, over a network a request."""
 
 
 def log_settings(settings: Mapping[str, object]) -> None:
-    """Log the settings that the run lacks as params: `mlflow run` has logged some, and MLflow lets none change.
-
-    None is logged as it is written on the command line.
-    """
-    run = mlflow.active_run()
-    known = mlflow.get_run(run.info.run_id).data.params if run else {}
-    mlflow.log_params({key: written(value) for key, value in settings.items() if key not in known})
+    """Log settings as params; None is logged as it is written on the command line."""
+    log_params({key: written(value) for key, value in settings.items()})
 
 
 def log_facts(facts: Mapping[str, object]) -> None:
     """Log what a run has found, beside its settings, as tags: MLflow prints all params of a run under each picture."""
-    mlflow.set_tags({key: str(value) for key, value in facts.items()})
+    log_tags(facts)
 
 
 class ImageSet(MetaDataset):
@@ -57,13 +63,19 @@ class ImageSet(MetaDataset):
         """Return what MLflow stores; a MetaDataset's own has no profile."""
         return {**super().to_dict(), "profile": json.dumps(self.profile)}
 
+    @property
+    def entity(self) -> dict[str, str | None]:
+        """The fields of `mlflow.entities.Dataset`."""
+        known = self.to_dict()
+        return {name: known.get(name) for name in ("name", "digest", "source_type", "source", "schema", "profile")}
+
 
 def log_inputs(split: Split, sources: Mapping[str, Source]) -> dict[str, ImageSet]:
     """Log each side of a split, with its source, as an input of the run, and its count and digest; return them."""
     sides = {"train": split.train, "validation": split.validation, "test": split.test}
     sets = {side: ImageSet(sources[side], samples, side) for side, samples in sides.items()}
     for side, each in sets.items():
-        mlflow.log_input(each, context=side)
+        log_input(each.entity, side)
         log_facts({f"{side}_images": len(sides[side]), f"{side}_digest": each.digest})
     log_facts({"split_digest": split.digest})
     return sets
@@ -71,10 +83,10 @@ def log_inputs(split: Split, sources: Mapping[str, Source]) -> dict[str, ImageSe
 
 def log_left_out(problems: Sequence[Problem]) -> None:
     """Log how many files were left out for their problems, as a tag, and the problems as problems.csv, if any."""
-    mlflow.set_tags({"left_out": len({problem.file for problem in problems})})
+    log_tags({"left_out": len({problem.file for problem in problems})})
     if problems:
         rows = [(printable(problem.file), problem.kind, problem.message) for problem in problems]
-        mlflow.log_text(pd.DataFrame(rows, columns=["file", "kind", "message"]).to_csv(index=False), "problems.csv")
+        log_text(pd.DataFrame(rows, columns=["file", "kind", "message"]).to_csv(index=False), "problems.csv")
 
 
 def _dataset_source(source: Source) -> DatasetSource:
@@ -88,29 +100,30 @@ def log_predictions(evaluation: Evaluation, key: str, step: int) -> None:
     """Log a picture of what is read at a step, beside the same images at other steps."""
     from captcha.evaluation.plots import small_grid  # brings matplotlib: not before it is needed
 
-    mlflow.log_image(small_grid(evaluation), key=key, step=step)
+    log_step_picture(small_grid(evaluation), key, step)
 
 
 def log_test(
-    evaluation: Evaluation, prefix: str = "test", model_id: str | None = None, images: ImageSet | None = None
+    evaluation: Evaluation, prefix: str = "test", model: str | None = None, images: ImageSet | None = None
 ) -> None:
     """Log the figures of a test, its tables and pictures; all names begin with the prefix.
 
     Exact match and character error rate are metrics, which MLflow draws; all figures stand in `test.json`, and what
     a person compares by in tags. `test_predictions.json` has every reading and `test_confusion.json` every pair of
     characters, mistakes first; `test_mistakes.png` and `test_predictions.png` show the mistakes and the first images.
-    `model_id` and `images` are the logged model and the data set measured.
+    `model` is the id of the logged model measured, or OWN, and `images` the data set.
     """
     from captcha.evaluation.plots import confusion_figure, mistake_grid, prediction_grid  # brings matplotlib, as above
 
     figures = evaluation.metrics()
     drawn = {f"{prefix}/{key}": figures[key] for key in ("exact_match", "cer")}
-    mlflow.log_metrics(drawn, step=0, model_id=model_id, dataset=images)  # MLflow draws one bar for a metric at step 0
+    of = (images.name, images.digest) if images else None
+    log_metrics(drawn, step=0, model=model, dataset=of)  # MLflow draws one bar for a metric at step 0
     repeats = evaluation.with_repeats()
     if repeats.samples:
         figures |= {"exact_match_repeats": repeats.exact_match, "n_repeats": len(repeats.samples)}
     of_all = {"all": evaluation.metrics_of_all()} if evaluation.seen else {}
-    mlflow.log_dict(figures | of_all, f"{prefix}.json")
+    log_json(figures | of_all, f"{prefix}.json")
     log_facts(
         {
             f"{prefix}_images": len(evaluation.samples),
@@ -119,11 +132,11 @@ def log_test(
             f"{prefix}_high": f"{figures['exact_match_high']:.4f}",
         }
     )
-    mlflow.log_table(_predictions(evaluation, f"{prefix}_predictions"), f"{prefix}_predictions.json")
-    mlflow.log_table(_confusions(evaluation), f"{prefix}_confusion.json")
-    mlflow.log_figure(confusion_figure(evaluation), f"{prefix}_confusion.png")
-    mlflow.log_image(mistake_grid(evaluation), artifact_file=f"{prefix}_mistakes.png")
-    mlflow.log_image(prediction_grid(evaluation), artifact_file=f"{prefix}_predictions.png")
+    predictions = _predictions(evaluation, f"{prefix}_predictions")
+    log_tables({f"{prefix}_predictions.json": predictions, f"{prefix}_confusion.json": _confusions(evaluation)})
+    log_figure(confusion_figure(evaluation), f"{prefix}_confusion.png")
+    log_picture(mistake_grid(evaluation), f"{prefix}_mistakes.png")
+    log_picture(prediction_grid(evaluation), f"{prefix}_predictions.png")
 
 
 def _predictions(evaluation: Evaluation, table: str) -> pd.DataFrame:
@@ -150,15 +163,16 @@ def _thumbnails(evaluation: Evaluation, folder: str) -> list[dict[str, str]]:
     images = {f"{i:03}": sample.image for i, sample in enumerate(evaluation.samples[:THUMBNAILS])}
     if len(evaluation.samples) > THUMBNAILS:
         images["none"] = np.full((1, 1, 3), 255, np.uint8)
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, image in images.items():
-            thumbnail = Image.fromarray(image)
-            thumbnail.thumbnail((1024, 1024))  # changes only what is wider; WebP holds 16,383 pixels
-            thumbnail.save(Path(temporary) / f"{name}.webp", quality=90)
-        mlflow.log_artifacts(temporary, folder)
+    log_files({f"{folder}/{name}.webp": _thumbnail_writer(image) for name, image in images.items()}, picture=True)
     names = [f"{i:03}" if i < THUMBNAILS else "none" for i in range(len(evaluation.samples))]
     paths = [f"{folder}/{name}.webp" for name in names]
     return [{"type": "image", "filepath": path, "compressed_filepath": path} for path in paths]
+
+
+def _thumbnail_writer(image: NDArray[np.uint8]) -> Write:
+    thumbnail = Image.fromarray(image)
+    thumbnail.thumbnail((1024, 1024))  # changes only what is wider; WebP holds 16,383 pixels
+    return lambda path: thumbnail.save(path, quality=90)
 
 
 def _confusions(evaluation: Evaluation) -> pd.DataFrame:
@@ -182,11 +196,11 @@ def log_overlap(evaluation: Evaluation) -> None:
     """Log as tags how many images were left out of a test, since training saw them, and how many of those are right."""
     seen = evaluation.seen
     tags = {"overlap": len(seen.samples) if seen else 0}
-    mlflow.set_tags(tags | ({"overlap_right": len(seen.samples) - seen.wrong} if seen else {}))
+    log_tags(tags | ({"overlap_right": len(seen.samples) - seen.wrong} if seen else {}))
 
 
 def log_evaluated(samples: Sequence[Sample], source: Source, model_id: str | None) -> ImageSet:
     """Log the images that a model is evaluated on, and the logged model, as inputs of the run; return the data set."""
     dataset = ImageSet(source, samples, "eval")
-    mlflow.log_input(dataset, context="eval", model=LoggedModelInput(model_id) if model_id else None)
+    log_input(dataset.entity, "eval", model_id)
     return dataset

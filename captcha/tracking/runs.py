@@ -5,21 +5,35 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from captcha import CaptchaError
 from captcha.settings import EXPERIMENT_NAME, project_root
+from captcha.tracking import signals
+from captcha.tracking.outbox import PATIENCE, Outbox, Unsent, is_outage
+from captcha.tracking.unfinished import Asked, Process, Unfinished, folder_of
 from captcha.tracking.view import write_view
 
 NOTE, RUN_NAME = "mlflow.note.content", "mlflow.runName"
 """MLflow's tags for a description and a run's name."""
 
 DEFAULT_EXPERIMENT = "0"
+
+HOST, PID, STARTED = "captcha.host", "captcha.pid", "captcha.started"
+"""Tags of a run: the process that is in it."""
+
+SHORT_PATIENCE = 5
+"""Seconds that a job which was stopped, or has failed, waits for a server that is away."""
+
+logger = logging.getLogger(__name__)
 
 
 class RegistryError(CaptchaError):
@@ -51,44 +65,241 @@ def _make_database(database: Path) -> None:
             os.link(made, database)
 
 
+@dataclass(frozen=True)
+class _Open:
+    """A run that this process is in."""
+
+    unfinished: Unfinished
+    outbox: Outbox
+    monitor: "_Monitor | None"
+    waiting: list[Outbox]
+    """Of nested runs that have ended while the tracking server was away."""
+
+    def flush(self, patience: float) -> bool:
+        """Wait until everything is sent, `patience` seconds at most; return whether it is."""
+        deadline = time.monotonic() + patience
+        return all([each.flush(max(0, deadline - time.monotonic())) for each in [*self.waiting, self.outbox]])
+
+
+_open: list[_Open] = []
+"""The runs that this process is in, each nested in the one before."""
+
+
 @contextlib.contextmanager
-def tracked_run(run_name: str, nested: bool = False) -> Iterator[Run]:
-    """Start a run, or resume the one that `mlflow run` has made; end it FINISHED, FAILED or KILLED.
+def tracked_run(
+    run_name: str, nested: bool = False, asked: Asked | None = None, resumed: Unfinished | None = None
+) -> Iterator[Run]:
+    """Start a run, or go on with one; end it FINISHED, FAILED or KILLED.
 
     A nested run belongs to the active one, which logs the system metrics of both; others go to the experiment
-    `captcha`, or that of MLFLOW_EXPERIMENT_NAME, which gets the view and the note that it lacks. A run that fails says
-    why in its description.
+    `captcha`, or that of MLFLOW_EXPERIMENT_NAME, which gets the view and the note that it lacks. A run that `mlflow
+    run` has made is taken up. A run that fails says why in its description.
+
+    Args:
+        run_name: its name.
+        nested: belongs to the active run.
+        asked: what the job was asked for, where it can be gone on with; None where it begins anew if it is cut off.
+        resumed: the run to go on with.
+
+    Raises:
+        Unsent: the job has ended, but the tracking server is away.
     """
+    if resumed:
+        os.environ.setdefault("MLFLOW_TRACKING_URI", resumed.tracking_uri)
     left = None
     if not nested:
         connect()
-        left = _leave_run_elsewhere()
-        if "MLFLOW_RUN_ID" not in os.environ:
+        end_stale_runs()
+        left = _leave_run_elsewhere(always=resumed is not None)
+        if "MLFLOW_RUN_ID" not in os.environ and not resumed:
             _set_experiment()
     tags = {key: value for key, value in left.data.tags.items() if key.startswith("mlflow.")} if left else {}
+    begun: _Open | None = None
     try:
-        run = mlflow.start_run(run_name=run_name, nested=nested, tags=tags, log_system_metrics=not nested)
+        run = _started(run_name, nested, tags, resumed)
         if left:
             _refer(left, run)
         if not nested:
             write_view(run.info.experiment_id)
+        begun = _begin(run, nested, asked, resumed)
         yield run
     except (KeyboardInterrupt, SystemExit):
-        _end_run("KILLED", "Stopped before its end.")
+        signals.heed()
+        _end(begun, "KILLED", "Stopped before its end.")
+        raise
+    except Unsent:
+        _end(begun, "KILLED", "The tracking server was away.")
         raise
     except BaseException as error:
-        _end_run("FAILED", f"Failed: {error or type(error).__name__}")
+        _end(begun, "FAILED", f"Failed: {error or type(error).__name__}")
         raise
-    _end_run("FINISHED")
+    _end(begun, "FINISHED")
 
 
-def _end_run(status: str, description: str | None = None) -> None:
-    """End the run; MLflow's lines about it go to standard error, as standard output is for results."""
+def _started(run_name: str, nested: bool, tags: dict[str, str], resumed: Unfinished | None) -> Run:
+    """Start the run; a nested one waits for a server that is away, as its job has begun."""
+    deadline = time.monotonic() + PATIENCE
+    tags |= _process_tags()
+    while True:
+        try:
+            if resumed:
+                return mlflow.start_run(run_id=resumed.run_id, nested=nested, tags=tags, log_system_metrics=False)
+            return mlflow.start_run(run_name=run_name, nested=nested, tags=tags, log_system_metrics=False)
+        except Exception as error:
+            if not (nested and is_outage(error)):
+                raise
+            if time.monotonic() > deadline:
+                raise Unsent(
+                    f"the tracking server {tracking_uri()} is away, and the next part of this job needs a run of its "
+                    f"own: {_open[-1].outbox.remedy()}, then go on with --resume {_open[-1].outbox.run_id}"
+                ) from None
+            time.sleep(1)
+
+
+def _process_tags() -> dict[str, str]:
+    """Return the tags by which a run is known to be stale once its process is gone."""
+    own = Process.this()
+    return {HOST: own.host, PID: str(own.pid), STARTED: f"{own.started:.2f}"}
+
+
+def _begin(run: Run, nested: bool, asked: Asked | None, resumed: Unfinished | None) -> _Open:
+    from captcha.tracking.calls import send  # which logs with what this module gives
+
+    run_id = run.info.run_id
+    folder = _open[-1].unfinished.folder / "runs" / run_id if nested else folder_of(run_id)
+    unfinished = resumed.taken_up() if resumed else Unfinished(folder, run_id, tracking_uri(), Process.this(), asked)
+    unfinished.save()
+    outbox = Outbox(unfinished.folder / "outbox", run_id, send)
+    monitor = None if nested else _Monitor(run_id, outbox, resumed is not None)
+    if monitor:
+        monitor.start()  # type: ignore[no-untyped-call]
+    _open.append(_Open(unfinished, outbox, monitor, []))
+    return _open[-1]
+
+
+class _Monitor(SystemMetricsMonitor):
+    """MLflow's measurements of the machine, sent by the outbox; MLflow's own would stop at the first outage."""
+
+    def __init__(self, run_id: str, outbox: Outbox, resumed: bool) -> None:
+        super().__init__(run_id, resume_logging=resumed)  # type: ignore[no-untyped-call]
+        self._outbox = outbox
+
+    def monitor(self) -> None:
+        """Measure until the run ends."""
+        while not self._shutdown_event.is_set():
+            for _ in range(self.samples_before_logging):
+                self.collect_metrics()  # type: ignore[no-untyped-call]
+                if self._shutdown_event.wait(self.sampling_interval):
+                    return
+            with contextlib.suppress(Exception):  # the machine's load is no reason to end a training
+                self.publish_metrics(self.aggregate_metrics())  # type: ignore[no-untyped-call]
+
+    def publish_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Put what was measured into the outbox."""
+        values = {f"{self._metrics_prefix}{key}": float(value) for key, value in metrics.items()}
+        at = {"time": round(time.time() * 1000), "step": self._logging_step}
+        self._outbox.put("metrics", {"values": values} | at, numbered=False)
+        self._logging_step += 1
+        for each in self.monitors:
+            each.clear_metrics()
+
+
+def _end(begun: _Open | None, status: str, note: str | None = None) -> None:
+    """End the run; MLflow's lines about it go to standard error, as standard output is for results.
+
+    What the tracking server has not taken yet waits a while for it, and then stays on disk. A nested run does not
+    wait: the run above does.
+    """
     with contextlib.redirect_stdout(sys.stderr):
-        if description:
-            with contextlib.suppress(Exception):  # what has ended the run is what a person must read
-                mlflow.set_tag(NOTE, description)
-        mlflow.end_run(status)
+        if begun is None:
+            mlflow.end_run(status)
+            return
+        _open.remove(begun)
+        if begun.monitor:
+            begun.monitor.finish()  # type: ignore[no-untyped-call]
+        outbox, unfinished = begun.outbox, begun.unfinished
+        finished, above = status == "FINISHED", _open[-1] if _open else None
+        asked = unfinished.asked if unfinished.resumable and not finished else None
+        sent, fault = False, None
+        try:
+            if note:
+                more = f" `captcha {asked.job} --resume {outbox.run_id}` goes on." if asked and not above else ""
+                outbox.put("tags", {"values": {NOTE: note + more}}, numbered=False)
+            sent = begun.flush(0 if above else PATIENCE if finished else SHORT_PATIENCE)
+        except Exception as error:  # what the server says against what was logged
+            fault, status = error, "FAILED" if finished else status
+        try:
+            mlflow.end_run(status)
+        except Exception as error:
+            sent = sent and not is_outage(error)
+        if not sent:
+            outbox.put("end", {"status": status, "time": round(time.time() * 1000)}, numbered=False)
+        if above and not sent:
+            above.waiting.append(outbox)
+            return
+        outbox.close()
+        if sent and not asked:
+            unfinished.remove()
+    if fault and finished:
+        raise fault
+    if above:
+        return
+    if asked:
+        logger.info("go on with: captcha %s --resume %s", asked.job, outbox.run_id)
+    if not sent and finished:
+        raise unsent(outbox)
+    if not sent and not isinstance(sys.exc_info()[1], Unsent):
+        logger.warning("the tracking server %s is away: %s", tracking_uri(), outbox.remedy())
+
+
+def unsent(outbox: Outbox) -> Unsent:
+    """Return what ends a job whose tracking server has not come back."""
+    return Unsent(
+        f"the tracking server {tracking_uri()} has not come back: all that the run logged is in "
+        f"{outbox.folder.parent}; {outbox.remedy()}"
+    )
+
+
+def active_outbox() -> Outbox:
+    """Return the outbox of the run that this process is in."""
+    return _open[-1].outbox
+
+
+def active_folder() -> Path:
+    """Return the folder that the run which this process is in keeps until it has ended."""
+    return _open[-1].unfinished.folder
+
+
+def end_stale_runs() -> list[Run]:
+    """Mark the runs KILLED whose process, on this host, is gone; say so, and return them."""
+    ended = stale_runs()
+    for run in ended:
+        run_id = run.info.run_id
+        client = MlflowClient()
+        client.set_tag(run_id, NOTE, "Its process has ended without a word.")
+        client.set_terminated(run_id, "KILLED")
+        unfinished = folder_of(run_id)
+        resume = ""
+        if unfinished.exists():
+            left = Unfinished.load(unfinished)
+            if left.asked and left.resumable:
+                resume = f"; captcha {left.asked.job} --resume {run_id} goes on with it"
+        logger.warning("run %s (%s) was cut off: its process is gone%s", run.info.run_name, run_id, resume)
+    return ended
+
+
+def stale_runs() -> list[Run]:
+    """Return the runs that MLflow takes for running, but whose process on this host is gone."""
+    client, own = MlflowClient(), Process.this()
+    running = f"attributes.status = 'RUNNING' AND tags.`{HOST}` = '{own.host}'"
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    found = client.search_runs(experiments, running, ViewType.ACTIVE_ONLY, max_results=1000)
+    return [run for run in found if _process(run).gone]
+
+
+def _process(run: Run) -> Process:
+    tags = run.data.tags
+    return Process(tags[HOST], int(tags[PID]), float(tags[STARTED]))
 
 
 def _set_experiment() -> None:
@@ -100,8 +311,8 @@ def _set_experiment() -> None:
     mlflow.set_experiment(name)
 
 
-def _leave_run_elsewhere() -> Run | None:
-    """Leave the run of `mlflow run`, and return it, where it is not in an experiment of ours; None where it is.
+def _leave_run_elsewhere(always: bool = False) -> Run | None:
+    """Leave the run of `mlflow run`, and return it, where it is not in an experiment of ours, or `always`; else None.
 
     Bare `mlflow run .` makes it in the default experiment. And where `mlflow ui` has made the database, an experiment
     may keep its artifacts behind that server (mlflow-artifacts:), where a process that writes to the database directly
@@ -112,8 +323,10 @@ def _leave_run_elsewhere() -> Run | None:
         return None
     run: Run = MlflowClient().get_run(run_id)
     unreachable = run.info.artifact_uri.startswith("mlflow-artifacts:") and not tracking_uri().startswith("http")
-    if run.info.experiment_id != DEFAULT_EXPERIMENT and not unreachable:
+    if run.info.experiment_id != DEFAULT_EXPERIMENT and not unreachable and not always:
         return None
+    for key, value in _process_tags().items():
+        MlflowClient().set_tag(run_id, key, value)
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
         os.environ.pop(name, None)
     return run

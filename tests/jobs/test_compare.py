@@ -15,7 +15,7 @@ from captcha.jobs import compare as module
 from captcha.jobs.compare import Differing, compare
 from captcha.reading.recognizer import Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
-from captcha.tracking.models import log_model
+from captcha.tracking.models import log_model, own_model_id
 from captcha.tracking.runs import RegistryError, tracked_run
 from captcha.tracking.versions import show, versions
 
@@ -44,8 +44,8 @@ def logged(folder: Path, frame: str, height: int) -> tuple[str, str]:
     save_recognizer(folder / "recognizer", model.SerializeToString(), Vocabulary("ab"), height)
     with tracked_run("a training") as run:
         example = cv2.imencode(".png", np.zeros((16, 32, 3), np.uint8))[1].tobytes()
-        model_id = log_model(folder / "recognizer", example, step=0)
-    return run.info.run_id, model_id
+        log_model(folder / "recognizer", example, step=0)
+    return run.info.run_id, own_model_id(run.info.run_id)
 
 
 @pytest.fixture(scope="module")

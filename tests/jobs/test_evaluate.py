@@ -22,7 +22,7 @@ from captcha.evaluation.metrics import wilson_interval
 from captcha.jobs.evaluate import evaluate
 from captcha.reading.recognizer import ARTIFACT, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
-from captcha.tracking.models import log_model, log_seen
+from captcha.tracking.models import log_model, log_seen, own_model_id
 from captcha.tracking.runs import RegistryError, tracked_run
 
 # Each column of pixels is a frame, its brightness the class: white is the blank, black "a", then "b" and "c".
@@ -70,9 +70,10 @@ def recognizer(tracking: Path) -> Path:
 @pytest.fixture(scope="module")
 def model_id(recognizer: Path) -> str:
     """The id of the one logged model that all stand-ins for trainings share: to log one takes seconds."""
-    with tracked_run("the model's own training"):
+    with tracked_run("the model's own training") as run:
         log_seen(seen_of([]))
-        return log_model(recognizer, EXAMPLE, step=0)
+        log_model(recognizer, EXAMPLE, step=0)
+    return own_model_id(run.info.run_id)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from captcha.evaluation.results import Evaluation, disagreement, evaluate
 from captcha.jobs import train as job
 from captcha.jobs.evaluate import evaluate as evaluate_job
 from captcha.jobs.predict import predict
-from captcha.jobs.train import Fitted, TrainOutcome, batches_of, parse_sources, schedule_of, split_of, train
+from captcha.jobs.train import Control, Fitted, TrainOutcome, batches_of, parse_sources, schedule_of, split_of, train
 from captcha.reading.images import FRAME_STRIDE, ImageError
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
@@ -87,7 +87,7 @@ def fit(asked: TrainSettings, parts: Split, recipe: Recipe = DEFAULT, keep_last:
     """Train on the parts as a training does that was asked so, in the active run."""
     course = schedule_of(parts, asked.epochs, asked.batch_size, asked.learning_rate, asked.patience, recipe)
     row = batches_of(parse_sources(asked), parts, asked.batch_size, asked.seed, asked.height, DIGITS)
-    return job.fit(Crnn("compact", DIGITS, HEIGHT), row, parts, course, keep_last)
+    return job.fit(Crnn("compact", DIGITS, HEIGHT), row, parts, course, Control(), keep_last)
 
 
 @dataclass(frozen=True)
@@ -384,7 +384,7 @@ def show_bar_of_early_stop() -> None:
     """Show a round of eight epochs planned that stops after three."""
     evaluation = Evaluation([Sample("1", "1", np.zeros((HEIGHT, 64, 3), np.uint8))], [Reading("1", 1.0, [1.0])], 0.5)
     model = Crnn("compact", DIGITS, HEIGHT)
-    with job._Bar("round 2/8", Schedule(8, 3, 0.1, 1, DEFAULT)) as bar:
+    with job._Bar("round 2/8", Schedule(8, 3, 0.1, 1, DEFAULT), 0) as bar:
         for epoch, last in ((1, 8), (2, 3), (3, 3)):
             list(bar.steps(range(3 * epoch - 3, 3 * epoch)))
             bar.show(EpochResult(epoch, model, evaluation, True, 1.0, 0.1, 1.0, 1.0), last)

@@ -32,7 +32,8 @@ from captcha.reading.images import MAX_BYTES
 from captcha.reading.recognizer import ARTIFACT, Recognizer, RecognizerError, save_recognizer
 from captcha.reading.serving import MAX_ROWS, CaptchaModel
 from captcha.reading.vocabulary import Vocabulary
-from captcha.tracking.models import log_model
+from captcha.tracking.models import log_model, own_model_id
+from captcha.tracking.runs import tracked_run
 
 README = Path(__file__).parents[2] / "README.md"
 HEIGHT = 16
@@ -71,9 +72,9 @@ def model_folder(workplace: Path) -> Path:
     """The logged model as it stands on the disk."""
     model = onnx.parser.parse_model(STRIPES).SerializeToString()
     save_recognizer(workplace / "recognizer", model, Vocabulary("abc"), HEIGHT)
-    experiment = mlflow.MlflowClient().create_experiment("serving")
-    with mlflow.start_run(experiment_id=experiment):
-        model_id = log_model(workplace / "recognizer", png("abc"), step=0)
+    with tracked_run("a training") as run:
+        log_model(workplace / "recognizer", png("abc"), step=0)
+    model_id = own_model_id(run.info.run_id)
     (workplace / "recognizer" / "model.onnx").unlink()  # the model must not need what it was made from
     return Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
 

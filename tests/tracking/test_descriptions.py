@@ -1,6 +1,6 @@
 import pytest
 
-from captcha.settings import AdaptSettings, TrainSettings
+from captcha.settings import CONTROLS, AdaptSettings, TrainSettings
 from captcha.tracking.descriptions import run_name, short_uri
 
 
@@ -26,7 +26,7 @@ def test_every_setting_that_shapes_a_training_can_stand_in_a_name() -> None:
         assert run_name(TrainSettings.model_validate({name: value}), "x") != "x", name
     # These stand in front or at the end, or do not shape the model.
     elsewhere = {"data", "name", "problems", "allow_overlap", "backbone", "init", "height", "image_memory"}
-    assert set(TrainSettings.model_fields) == set(changed) | elsewhere
+    assert set(TrainSettings.model_fields) == set(changed) | elsewhere | CONTROLS
 
 
 @pytest.mark.parametrize(
