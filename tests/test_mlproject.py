@@ -69,7 +69,7 @@ def arguments_of(entry_point: str, folder: Path, **parameters: str) -> tuple[lis
 def config_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **parameters: str) -> TrainSettings:
     """Return the configuration that `mlflow run . -P …` asks to train."""
     arguments, flags = arguments_of("main", folder, **parameters)
-    assert set(flags) == {"CAPTCHA_PRETRAINED", "CAPTCHA_ALLOW_OVERLAP"}
+    assert set(flags) == {"CAPTCHA_PRETRAINED", "CAPTCHA_ALLOW_OVERLAP", "CAPTCHA_REGISTER_BEST"}
     for name, value in flags.items():
         monkeypatch.setenv(name, value)
     return run_command(monkeypatch, *arguments)
@@ -144,6 +144,9 @@ def test_main_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "seed": "5",
         "image_memory": "7",
         "allow_overlap": "true",
+        "resume": "auto",
+        "checkpoint_minutes": "0.5",
+        "register_best": "true",
     }
     assert set(wanted) == set(TrainSettings.model_fields)
     assert config_of(monkeypatch, tmp_path, **wanted) == TrainSettings.model_validate(wanted)
@@ -217,6 +220,8 @@ def test_adapt_and_budget_pass_every_parameter_on(monkeypatch: pytest.MonkeyPatc
         "seed": "5",
         "image_memory": "7",
         "allow_overlap": "true",
+        "resume": "auto",
+        "checkpoint_minutes": "0.5",
     }
     assert set(wanted) == set(AdaptSettings.model_fields)
     assert settings_from(monkeypatch, tmp_path, "adapt", adapt, **wanted) == AdaptSettings.model_validate(wanted)
@@ -232,6 +237,8 @@ def test_adapt_and_budget_pass_every_parameter_on(monkeypatch: pytest.MonkeyPatc
         "drawn_epochs": "4",
         "backbone": "compact",
         "epochs": "3",
+        "resume": "auto",
+        "checkpoint_minutes": "0.5",
     }
     assert set(wanted) == set(BudgetSettings.model_fields)
     assert settings_from(monkeypatch, tmp_path, "budget", budget, **wanted) == BudgetSettings.model_validate(wanted)

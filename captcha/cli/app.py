@@ -29,6 +29,8 @@ for command in (
     commands.evaluate,
     commands.predict,
     commands.compare,
+    commands.runs,
+    commands.sync,
     commands.models,
     commands.show,
     commands.register,

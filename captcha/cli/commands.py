@@ -36,7 +36,9 @@ from captcha.cli.terminal import (
     known_lines,
     move_line,
     print_json,
+    runs_table,
     say_loading,
+    sync_summary,
     train_summary,
     versions_table,
 )
@@ -161,6 +163,37 @@ def register(
 
     _, _, message = job(run_id, name)
     typer.echo(message)
+
+
+def runs(
+    stale: Annotated[
+        bool, typer.Option("--stale", help="those alone that MLflow takes for running, but whose process is gone")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the runs that are under way, and those that were cut off and can be resumed."""
+    from captcha.tracking.runs import listed_runs
+
+    rows = listed_runs(stale)
+    if as_json:
+        print_json([asdict(row) for row in rows])
+    else:
+        typer.echo(runs_table(rows))
+
+
+def sync(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a run below mlruns/unfinished")],
+    as_json: Json = False,
+) -> None:
+    """Send what a run has logged while its tracking server was away."""
+    LINES.on_stderr = as_json
+    from captcha.jobs.sync import sync as job
+
+    outcome = job(folder)
+    if as_json:
+        print_json(asdict(outcome))
+    else:
+        typer.echo(sync_summary(outcome))
 
 
 def models(

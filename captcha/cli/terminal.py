@@ -19,8 +19,10 @@ if TYPE_CHECKING:  # heavy imports, loaded already by the job whose outcome is p
     from captcha.jobs.adapt import AdaptOutcome
     from captcha.jobs.compare import CompareOutcome
     from captcha.jobs.evaluate import EvaluateOutcome
+    from captcha.jobs.sync import SyncOutcome
     from captcha.jobs.train import TrainOutcome
     from captcha.tracking.champion import Move
+    from captcha.tracking.runs import Listed
     from captcha.tracking.versions import Difference, Known, Measured, Version
 
 
@@ -142,6 +144,23 @@ def budget_table(points: "Sequence[BudgetPoint]") -> str:
             f"{point.right:5} of {point.n:<5}  {point.seconds:6.0f}"
         )
     return "\n".join(lines)
+
+
+def runs_table(runs: "Sequence[Listed]") -> str:
+    """Return runs that have not ended as a table."""
+    if not runs:
+        return "no run is under way, and none was cut off"
+    header = ["run", "name", "status", "job", "waiting", "to go on"]
+    rows = [
+        [each.run_id, each.name, each.status, _text(each.job), str(each.waiting), _text(each.resume)] for each in runs
+    ]
+    return _table([header, *rows])
+
+
+def sync_summary(outcome: "SyncOutcome") -> str:
+    """Return what was sent, and what goes on with the run."""
+    sent = f"run {outcome.run_id}: {outcome.entries} waiting entries sent, its status is {outcome.status}"
+    return sent + (f"\n\ngo on with it  {outcome.command}" if outcome.command else "")
 
 
 def versions_table(versions: "Sequence[Version]") -> str:

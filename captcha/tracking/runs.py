@@ -13,13 +13,14 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from captcha import CaptchaError
 from captcha.settings import EXPERIMENT_NAME, project_root
 from captcha.tracking import signals
 from captcha.tracking.outbox import PATIENCE, Outbox, Unsent, is_outage
-from captcha.tracking.unfinished import Asked, Process, Unfinished, folder_of
+from captcha.tracking.unfinished import Asked, Process, Unfinished, folder_of, unfinished_runs
 from captcha.tracking.view import write_view
 
 NOTE, RUN_NAME = "mlflow.note.content", "mlflow.runName"
@@ -286,6 +287,54 @@ def end_stale_runs() -> list[Run]:
                 resume = f"; captcha {left.asked.job} --resume {run_id} goes on with it"
         logger.warning("run %s (%s) was cut off: its process is gone%s", run.info.run_name, run_id, resume)
     return ended
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A run that has not ended well, as `captcha runs` lists it."""
+
+    run_id: str
+    name: str
+    status: str
+    """As MLflow has it; STALE where that is RUNNING but the process is gone."""
+    job: str | None
+    waiting: int
+    """Entries that the tracking server does not have yet."""
+    resume: str | None
+    """The command that goes on with it."""
+    folder: str | None
+
+
+def listed_runs(stale_only: bool = False) -> list[Listed]:
+    """Return the runs that are under way, and those that were cut off and can be gone on with; change nothing."""
+    connect()
+    client = MlflowClient()
+    stale = {run.info.run_id for run in stale_runs()}
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    running = client.search_runs(experiments, "attributes.status = 'RUNNING'", max_results=1000)
+    known = {run.info.run_id: run for run in running}
+    left = {each.run_id: each for each in unfinished_runs()}
+    for run_id in left.keys() - known.keys():
+        with contextlib.suppress(MlflowException):  # of another tracking server
+            known[run_id] = client.get_run(run_id)
+    rows = []
+    for run_id, run in known.items():
+        if stale_only and run_id not in stale:
+            continue
+        unfinished = left.get(run_id)
+        asked = unfinished.asked if unfinished and unfinished.resumable and unfinished.process.gone else None
+        rows.append(
+            Listed(
+                run_id,
+                run.info.run_name,
+                "STALE" if run_id in stale else run.info.status,
+                run.data.tags.get("job"),
+                len(list((unfinished.folder / "outbox").glob("*.entry"))) if unfinished else 0,
+                f"captcha {asked.job} --resume {run_id}" if asked else None,
+                str(unfinished.folder) if unfinished else None,
+            )
+        )
+    return rows
 
 
 def stale_runs() -> list[Run]:

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from captcha.evaluation.metrics import wilson_interval
 from captcha.reading.recognizer import ARTIFACT
-from captcha.settings import NONE, AdaptSettings, BudgetSettings, Settings, TrainSettings, written
+from captcha.settings import CONTROLS, NONE, AdaptSettings, BudgetSettings, Settings, TrainSettings, written
 from captcha.tracking.champion import history
 from captcha.tracking.descriptions import measured
 from captcha.tracking.models import fact, find, logged_model, version_uri
@@ -295,7 +295,11 @@ def _metrics(run: Run) -> dict[str, float]:
 def _defaults(job: str) -> dict[str, str | None]:
     """Return the default of each of a job's settings as a run's params write it, None where it has none."""
     fields = SETTINGS[job].model_fields if job in SETTINGS else {}
-    return {key: None if field.is_required() else str(written(field.default)) for key, field in fields.items()}
+    return {
+        key: None if field.is_required() else str(written(field.default))
+        for key, field in fields.items()
+        if key not in CONTROLS
+    }
 
 
 def _canonical(settings: type[Settings], name: str, value: str) -> str:

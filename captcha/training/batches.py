@@ -1,11 +1,17 @@
 """Which samples step k learns from: shuffled, drawn, or half of each. It follows from the seed and k alone."""
 
+import functools
 import itertools
+import logging
 import os
+import signal
+import threading
+import time
 from array import array
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +23,16 @@ from captcha.data.samples import Sample
 from captcha.data.seen import pixel_key
 from captcha.data.sources import DrawnSamples
 
+logger = logging.getLogger(__name__)
+
 WORKERS = 4  # at most; each draws some hundred images a second
+
+LOST_AT_MOST = 3
+"""Times that a training's workers are started anew after one was killed, as by a system short of memory."""
+
+
+class WorkersLostError(CaptchaError):
+    """Workers that are killed again and again; one line that says what to do."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +66,50 @@ class Batches:
 
         Raises:
             CaptchaError: a text does not fit its drawn image, or a file is no longer the image that it was.
+            WorkersLostError: workers were killed again and again.
         """
         if workers is None:
             idle = self.drawn is None and all(sample.kept for sample in self.folder)
             most = WORKERS if self.drawn else 1  # to read needs no more, and each takes its memory
             workers = 0 if idle else min(most, (os.cpu_count() or 1) // 2)
-        loader = DataLoader(
-            _Unkept(self.folder, self.drawn),
-            batch_sampler=_Steps(self, step),
-            num_workers=workers,
-            collate_fn=list,
-            # Not a copy of this process, whose threads may hold locks as it is copied.
-            multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_work_on_one_thread,
-        )
-        for batch in loader:
-            if wrong := [item for item in batch if isinstance(item, CaptchaError)]:
-                raise wrong[0]
-            samples = [self.folder[item] if isinstance(item, int) else item for item in batch]
-            self.learned_from.extend(pixel_key(sample.digest) for sample in samples)
-            yield samples
+        lost = 0
+        while True:
+            try:
+                for batch in _loaded(self, step, workers):
+                    if wrong := [item for item in batch if isinstance(item, CaptchaError)]:
+                        raise wrong[0]
+                    samples = [self.folder[item] if isinstance(item, int) else item for item in batch]
+                    self.learned_from.extend(pixel_key(sample.digest) for sample in samples)
+                    step += 1
+                    yield samples
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker"):
+                    raise
+                lost += 1
+                if lost > LOST_AT_MOST:
+                    raise WorkersLostError(
+                        f"processes that prepare images were killed {lost} times, as happens where memory is short: "
+                        "free some, or lower --image-memory; the training can be gone on with"
+                    ) from None
+                logger.warning("a process that prepares images was killed; others take its place")
+
+
+def _loaded(batches: Batches, step: int, workers: int) -> Iterator[list[Any]]:
+    """Return what workers make of the steps from one on: for each sample what `_Unkept` gives."""
+    loader = DataLoader(
+        _Unkept(batches.folder, batches.drawn),
+        batch_sampler=_Steps(batches, step),
+        num_workers=workers,
+        collate_fn=list,
+        # Not a copy of this process, whose threads may hold locks as it is copied.
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=functools.partial(_begin_work, os.getpid()),
+    )
+    found = iter(loader)
+    if workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        # PyTorch's handler would raise in the middle of a step; the queue finds out between two.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return found
 
 
 def shuffled(count: int, seed: int, place: int) -> int:
@@ -111,6 +150,15 @@ class _Steps(Sampler[list[int]]):
         return map(self.batches.numbers, itertools.count(self.start))
 
 
-def _work_on_one_thread(worker: int) -> None:
-    """Keep OpenCV from sharing the small images among threads, which takes the model's time and saves none."""
+def _begin_work(parent: int, worker: int) -> None:
+    """Begin a worker's life: on one thread, and no longer than its parent's."""
+    # OpenCV would share the small images among threads, which takes the model's time and saves none.
     cv2.setNumThreads(1)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    """End this process once its parent is gone, however that ended: it may wait for a queue that nobody reads."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

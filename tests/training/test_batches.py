@@ -1,8 +1,12 @@
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from captcha.data.folders import read_samples
@@ -65,6 +69,48 @@ def test_workers_make_what_one_process_makes(folder: Path) -> None:
     assert list(map(identities, alone)) == list(map(identities, together))
     pixels = [[sample.image.tobytes() for batch in some for sample in batch] for some in (alone, together)]
     assert pixels[0] == pixels[1]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced_and_no_batch_changes(caplog: pytest.LogCaptureFixture) -> None:
+    alone = [identities(batch) for batch in islice(drawn_alone().from_step(0, workers=0), 30)]
+    batches, found = drawn_alone().from_step(0, workers=2), []
+    for batch in islice(batches, 30):
+        found.append(identities(batch))
+        if len(found) == 3:
+            worker = next(each for each in psutil.Process().children() if "spawn_main" in " ".join(each.cmdline()))
+            worker.kill()
+    batches.close()
+    assert found == alone
+    assert caplog.messages == ["a process that prepares images was killed; others take its place"]
+
+
+PARENT = """
+import os, signal, sys
+from itertools import islice
+from tests.training.test_batches import drawn_alone
+if __name__ == "__main__":
+    batches = drawn_alone().from_step(0, workers=2)
+    next(batches)
+    print("ready", flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.slow
+def test_workers_leave_soon_after_their_parent_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    command, variables = [sys.executable, str(script)], os.environ | {"PYTHONPATH": paths}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=variables, start_new_session=True) as parent:
+        assert parent.stdout
+        assert parent.stdout.readline() == b"ready\n"
+        workers = psutil.Process(parent.pid).children(recursive=True)
+        assert len(workers) >= 2
+        parent.kill()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
 
 
 def test_every_sample_comes_once_before_any_comes_again() -> None:
