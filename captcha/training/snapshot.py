@@ -110,7 +110,8 @@ def _parsed(tensors: Mapping[str, Tensor], meaning: Mapping[str, Any]) -> Snapsh
             number, _, key = rest.partition("/")
             optimizer.setdefault(int(number), {})[key] = value
     state = {name: meaning[name] for name in ("step", "losses", "standing", "kept_epoch")}
-    state |= {**parts, "optimizer": {"state": optimizer, "param_groups": meaning["groups"]}}
+    groups = [{**group, "betas": tuple(group["betas"])} for group in meaning["groups"]]  # JSON has no tuples
+    state |= {**parts, "optimizer": {"state": optimizer, "param_groups": groups}}
     learned_from = array("Q", tensors["learned_from"].numpy().view(np.uint64).tobytes())
     return Snapshot(state, learned_from, meaning["notes"])
 

@@ -417,6 +417,7 @@ def test_a_loss_that_is_no_number_ends_the_training_in_one_line(
 
 JOB = """
 import math, sys
+from pathlib import Path
 import numpy as np
 import torch
 from captcha.data.folders import read_samples
@@ -428,6 +429,7 @@ from captcha.training.loop import TrainingState, train_epochs
 from captcha.training.model import Crnn
 from captcha.training.recipe import Recipe
 from captcha.training.schedule import Schedule
+from captcha.training.snapshot import load_snapshot, save_snapshot
 
 folder, at, load, save = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "load", sys.argv[4]
 torch.set_num_threads(1)
@@ -442,7 +444,7 @@ for kind in ("folder", "drawn", "half"):
     recipe = Recipe(epoch_images=12)
     state = TrainingState(Crnn("compact", vocabulary, 32, 0.1).to(memory_format=torch.channels_last), recipe)
     if load:
-        state.load_state_dict(torch.load(f"{save}.{kind}.part", weights_only=True))
+        load_snapshot(Path(f"{save}.{kind}.part")).restore(state)
     parts = split(read_samples(folder, 32)[0], 0)
     drawn = None if kind == "folder" else parse_style("kaptcha").samples(32, 5)
     row = batches.Batches([] if kind == "drawn" else parts.train, drawn, 4, seed=5)
@@ -450,7 +452,8 @@ for kind in ("folder", "drawn", "half"):
     def progress(steps):
         for step in steps:
             if step == at and not load:
-                torch.save(state.state_dict(), f"{save}.{kind}.part")
+                Path(f"{save}.{kind}.part").mkdir()
+                save_snapshot(Path(f"{save}.{kind}.part"), state, row.learned_from, {})
                 raise Broken
             yield step
 
