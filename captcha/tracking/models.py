@@ -13,10 +13,11 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Run
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
@@ -25,6 +26,7 @@ from captcha.data.seen import SeenError, SeenPixels
 from captcha.reading.recognizer import ARTIFACT, Recognizer
 from captcha.settings import CHAMPION, CHAMPION_URI, MODEL_NAME
 from captcha.tracking.entries import log_file, log_tags
+from captcha.tracking.digests import FILES_TAG, check_files, files_tag
 from captcha.tracking.naming import meant
 from captcha.tracking.runs import RegistryError, active_outbox, connect
 
@@ -38,11 +40,15 @@ SEEN_TAG, UNKNOWN_TAG = "training_pixels", "training_pixels_unknown"
 """Tags of a run: how many images these are; the model that it was started from, where nobody noted that one's."""
 
 RUN_URI = re.compile(r"runs:/(\w+)")
+MODEL_URI = re.compile(r"models:/(m-\w+)")
 VERSION_URI = re.compile(r"models:/([^/@]+)(?:@(.+)|/(\d+))")
 """Its groups are the name, the alias and the number; one of the last two is None."""
 
 SERVED_PACKAGES = ("mlflow", "onnxruntime", "numpy", "opencv-python-headless", "pillow")
 """What `captcha.reading` imports, and pandas, which comes with mlflow."""
+
+SOURCE_TAGS = ("mlflow.source.git.", "mlflow.source.type")
+"""Tags of a run that its model has too: the commit of the code; who trained it, and in which folder, stays there."""
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string, "image")]),
@@ -68,15 +74,43 @@ def load_recognizer(model_uri: str) -> Recognizer:
     if not model_uri.startswith(("models:/", "runs:/")):
         raise RegistryError(f"{model_uri!r} names no model: there is no such folder; {meant(model_uri)}")
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            source = model_uri
-            if match := re.fullmatch(r"runs:/(\w+)", model_uri):
-                client = MlflowClient()
-                source = f"models:/{logged_model(client, client.get_run(match[1])).model_id}"
-            path = Path(mlflow.artifacts.download_artifacts(source, dst_path=folder))
-        except (MlflowException, OSError) as error:
-            raise _no_model(model_uri, error) from None
-        return Recognizer.load(path / "artifacts" / ARTIFACT)
+        return Recognizer.load(download(model_uri, Path(folder)) / "artifacts" / ARTIFACT)
+
+
+def download(model_uri: str, folder: Path) -> Path:
+    """Copy all files of a model into an empty folder and return where they lie, to load or to serve from there.
+
+    They are those that were logged: the registry has their sha256. Of models logged by earlier versions it has none;
+    their recogniser checks its own files as it is loaded.
+
+    Args:
+        model_uri: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID or models:/MODEL_ID.
+        folder: one that nobody else writes to.
+
+    Raises:
+        RegistryError: there is no such model, or a file of it has changed, is missing, or has come in addition.
+    """
+    connect()
+    client = MlflowClient()
+    try:
+        noted: ModelVersion | LoggedModel
+        if match := VERSION_URI.fullmatch(model_uri):
+            noted = _registered(client, *match.groups())
+            source = version_uri(noted)
+        else:
+            if match := MODEL_URI.fullmatch(model_uri):
+                noted = client.get_logged_model(match[1])
+            elif match := RUN_URI.fullmatch(model_uri):
+                noted = logged_model(client, client.get_run(match[1]))
+            else:
+                raise RegistryError(f"{model_uri!r} names no model: {meant(model_uri)}")
+            source = f"models:/{noted.model_id}"
+        path = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        raise _no_model(model_uri, error) from None
+    if FILES_TAG in noted.tags:
+        check_files(path, noted.tags[FILES_TAG], model_uri)
+    return path
 
 
 def _no_model(uri: str, error: Exception) -> RegistryError:
@@ -118,7 +152,7 @@ def resolve(model: str) -> Resolved:
     connect()
     client = MlflowClient()
     try:
-        if match := re.fullmatch(r"models:/(m-\w+)", model):
+        if match := MODEL_URI.fullmatch(model):
             run_id = client.get_logged_model(match[1]).source_run_id
             return Resolved(model, model_id=match[1], run=client.get_run(run_id) if run_id else None)
         uri, run_id = _run_behind(client, model)
@@ -317,6 +351,7 @@ def send_model(run_id: str, files: Path, step: int, dataset: Sequence[str] | Non
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             _save_model(folder, files, Model(run_id=run_id, model_id=model.model_id))
+            client.set_logged_model_tags(model.model_id, {FILES_TAG: files_tag(folder)})
             client.log_model_artifacts(model.model_id, str(folder))
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
@@ -333,7 +368,7 @@ def _begun_model(client: MlflowClient, run: Run) -> LoggedModel:
         run.info.experiment_id,
         name=re.sub(r"[/:.%\"']", "-", run.info.run_name),  # MLflow allows these in no model's name
         source_run_id=run.info.run_id,
-        tags={key: value for key, value in run.data.tags.items() if key.startswith(("mlflow.user", "mlflow.source."))},
+        tags={key: value for key, value in run.data.tags.items() if key.startswith(SOURCE_TAGS)},
         params=run.data.params,
     )
 
@@ -355,6 +390,19 @@ def _save_model(folder: Path, files: Path, described: Model) -> None:
             pip_requirements=[f"{each}=={version(each)}" for each in SERVED_PACKAGES],
             mlflow_model=described,
         )
+    _leave_out_paths(folder)
+
+
+def _leave_out_paths(model: Path) -> None:
+    """Take out of MLmodel where this machine keeps the code and the recogniser: who serves the model need not know.
+
+    MLflow finds both beside MLmodel: of the code's path it takes the name alone.
+    """
+    description = Model.load(str(model))
+    function = description.flavors["python_function"]
+    function["model_code_path"] = Path(function["model_code_path"]).name
+    function["artifacts"][ARTIFACT]["uri"] = function["artifacts"][ARTIFACT]["path"]
+    description.save(str(model / MLMODEL_FILE_NAME))
 
 
 def own_model_id(run_id: str) -> str:
@@ -390,10 +438,12 @@ def fact(run: Run, name: str) -> str:
 
 
 def logged_model(client: MlflowClient, run: Run) -> LoggedModel:
-    """Return the recogniser that a run has logged."""
-    if not run.outputs or not run.outputs.model_outputs:
-        raise RegistryError(f"run {run.info.run_id} holds no model: it did not end its training")
-    return client.get_logged_model(run.outputs.model_outputs[-1].model_id)
+    """Return the recogniser that a run has logged, the last one whose files are there whole."""
+    for output in reversed(run.outputs.model_outputs if run.outputs else []):
+        model = client.get_logged_model(output.model_id)
+        if model.status == LoggedModelStatus.READY:
+            return model
+    raise RegistryError(f"run {run.info.run_id} holds no model: it did not end its training")
 
 
 def first_line(error: BaseException) -> str:

@@ -30,8 +30,8 @@ def place(tracking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.fixture(scope="session")
-def trained_run() -> Callable[..., str]:
-    """A function that gives the id of a run as a training leaves one; its logged model is a stand-in without files.
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """A function that gives the id of a run as a training leaves one; its logged model is a stand-in of one file.
 
     Without a match, as a self-training without labels leaves one.
     """
@@ -44,6 +44,8 @@ def trained_run() -> Callable[..., str]:
             if match is not None:
                 mlflow.log_metrics({"test/exact_match": match, "test/cer": 0.1})
             MlflowClient().log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+            (model_file := tmp_path_factory.mktemp("model") / "MLmodel").write_text(f"model_id: {model.model_id}\n")
+            MlflowClient().log_model_artifact(model.model_id, str(model_file))
             mlflow.finalize_logged_model(model.model_id, "READY")
         return str(run.info.run_id)
 

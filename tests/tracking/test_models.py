@@ -50,9 +50,14 @@ blank (uint8[N, 3, H, W] images) => (float[1, N, C] log_probs)
 EXAMPLE = cv2.imencode(".png", np.zeros((16, 32, 3), np.uint8))[1].tobytes()
 
 
-@pytest.mark.parametrize("uri", ["runs:/0123", "runs:/0123/model"])
-def test_an_unknown_run_is_one_line(uri: str) -> None:
-    with pytest.raises(RegistryError, match=rf"^{uri}: [^\n]*; train one first, or name another$"):
+def test_an_unknown_run_is_one_line() -> None:
+    with pytest.raises(RegistryError, match=r"^runs:/0123: [^\n]*; train one first, or name another$"):
+        load_recognizer("runs:/0123")
+
+
+@pytest.mark.parametrize("uri", ["runs:/0123/model", "models:/m/latest", "models:/m/1/artifacts"])
+def test_what_mlflow_would_load_without_a_check_is_named_in_another_way(uri: str) -> None:
+    with pytest.raises(RegistryError, match=rf"^'{uri}' names no model: [^\n]*$"):
         load_recognizer(uri)
 
 
