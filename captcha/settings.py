@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 MODEL_NAME = "captcha-crnn"
 MODEL_NAME_PATTERN = r"^\w[\w .-]*$"  # what MLflow takes everywhere, in a URI and in a filter too
+MODEL_NAME_LENGTH = 200  # the tables of MLflow hold 256, of models:/NAME/VERSION in other places 250
 EXPERIMENT_NAME = "captcha"
 CHAMPION = "champion"
 CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
@@ -25,7 +26,9 @@ def _none_if_written(value: object) -> object:
 
 OrNone = BeforeValidator(_none_if_written)
 Backbone = Literal["resnet18", "compact"]
-ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN, description="name of the registered model")]
+ModelName = Annotated[
+    str, Field(pattern=MODEL_NAME_PATTERN, max_length=MODEL_NAME_LENGTH, description="name of the registered model")
+]
 StyleName = Annotated[str | None, OrNone]
 Epochs = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(description="images in a training step")]

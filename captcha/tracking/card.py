@@ -9,7 +9,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from captcha.settings import CHAMPION
-from captcha.tracking.descriptions import measured, percent
+from captcha.tracking.descriptions import measured, percent, short_data
 from captcha.tracking.models import fact
 
 ROWS, CHARACTERS, NAME = 12, 200, 60
@@ -57,8 +57,7 @@ def _rows(client: MlflowClient, name: str, version: ModelVersion, run: Run) -> l
 
 
 def _short(data: str) -> str:
-    """Return a folder's own name, or draw:STYLE."""
-    return f"`{data.rstrip('/').rsplit('/', 1)[-1][:NAME]}`"
+    return f"`{short_data(data)[:NAME]}`"
 
 
 def model_card(name: str, version: ModelVersion, run: Run, rows: Sequence[Row]) -> str:

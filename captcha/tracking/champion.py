@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Self
 
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from captcha.settings import CHAMPION
@@ -23,7 +23,10 @@ MOVES_KEPT, REASON_LENGTH = 20, 150
 """Bounds of the history: a tag of the registry holds 5,000 characters."""
 
 _PROMOTED, _ROLLED_BACK = "promoted", "rolled back"
-_LINE = re.compile(rf"(.+ UTC) ({_PROMOTED}|{_ROLLED_BACK}) (none|\d+) → (\d+)(?:: (.*))?")
+_BEGUN = "begun: "
+"""Stands before the latest move as long as the alias is on its way."""
+
+_LINE = re.compile(rf"(\S+ \S+ UTC) ({_PROMOTED}|{_ROLLED_BACK}) (none|\d+) → (\d+)(?:: (.*))?")
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,7 @@ def promote(named: str, reason: str = "") -> tuple[str, Move]:
     found = find(client, named)
     if not isinstance(found, ModelVersion):
         raise RegistryError(f"{named} is a run, and a version is promoted: captcha register {named} makes it one")
-    made = move(client, found.name, found.version, reason)
-    write_card(found.name)
-    return found.name, made
+    return found.name, move(client, found.name, found.version, reason)
 
 
 def rollback(name: str, reason: str = "") -> tuple[str, Move]:
@@ -80,7 +81,8 @@ def rollback(name: str, reason: str = "") -> tuple[str, Move]:
     connect()
     client = MlflowClient()
     try:
-        moves, present = history(client, name), _present(client, name)
+        settle(client, name)
+        moves, present = history(client, name), present_champion(client, name)
     except MlflowException:
         raise RegistryError(not_registered(name)) from None
     former = before(moves, present)
@@ -88,13 +90,14 @@ def rollback(name: str, reason: str = "") -> tuple[str, Move]:
         now = f"version {present} is {CHAMPION}" if present else f"there is no {CHAMPION}"
         raise RegistryError(f"{name}: {now}, and its history knows none before: captcha promote VERSION moves it")
     find(client, f"{name}/{former}")
-    made = move(client, name, former, reason, rollback=True)
-    write_card(name)
-    return name, made
+    return name, move(client, name, former, reason, rollback=True)
 
 
 def move(client: MlflowClient, name: str, version: int | str, reason: str, rollback: bool = False) -> Move:
-    """Give the alias to a version and write the move into the history; return it.
+    """Give the alias to a version, write the move into the history and the card anew; return the move.
+
+    The history says first what is about to be done, so that a kill at any moment leaves a move that was made, with its
+    line, or none: `history` tells by the alias which, and `settle` does the rest.
 
     Raises:
         RegistryError: the version is champion already, or the reason is too long.
@@ -102,20 +105,37 @@ def move(client: MlflowClient, name: str, version: int | str, reason: str, rollb
     reason = " ".join(reason.split())
     if len(reason) > REASON_LENGTH:
         raise RegistryError(f"a reason has {REASON_LENGTH} characters at most, and this one has {len(reason)}")
-    present = _present(client, name)
+    settle(client, name)
+    present = present_champion(client, name)
     if present == int(version):
         raise RegistryError(f"{name} version {version} is {CHAMPION} already")
     made = Move(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", present, int(version), reason, rollback)
-    # The alias first: a move that the history lacks shows in the next one, a move that was never made would not.
+    lines = _lines([made, *history(client, name)])
+    client.set_registered_model_tag(name, HISTORY_TAG, _BEGUN + lines)
     client.set_registered_model_alias(name, CHAMPION, str(version))
-    kept = [made, *history(client, name)][:MOVES_KEPT]
-    client.set_registered_model_tag(name, HISTORY_TAG, "\n".join(each.line for each in kept))
+    write_card(name)
+    client.set_registered_model_tag(name, HISTORY_TAG, lines)
     return made
 
 
+def _lines(moves: Sequence[Move]) -> str:
+    return "\n".join(each.line for each in moves[:MOVES_KEPT])
+
+
+def settle(client: MlflowClient, name: str) -> None:
+    """Write the card, and what became of a move into the history, where a kill has cut the move off."""
+    if client.get_registered_model(name).tags.get(HISTORY_TAG, "").startswith(_BEGUN):
+        write_card(name)
+        client.set_registered_model_tag(name, HISTORY_TAG, _lines(history(client, name)))
+
+
 def history(client: MlflowClient, name: str) -> list[Move]:
-    """Return the moves that are kept, the latest first."""
-    lines = client.get_registered_model(name).tags.get(HISTORY_TAG, "").splitlines()
+    """Return the moves that are kept, the latest first; one that was begun counts if the alias has got there."""
+    model = client.get_registered_model(name)
+    lines = model.tags.get(HISTORY_TAG, "").splitlines()
+    if lines and lines[0].startswith(_BEGUN):
+        begun = Move.parse(lines[0].removeprefix(_BEGUN))
+        lines[0] = begun.line if begun and begun.after == _champion(model) else ""
     return [found for line in lines if (found := Move.parse(line))]
 
 
@@ -140,6 +160,11 @@ def before(moves: Sequence[Move], present: int | None) -> int | None:
     return former[-1] if former else None
 
 
-def _present(client: MlflowClient, name: str) -> int | None:
-    number = client.get_registered_model(name).aliases.get(CHAMPION)
+def present_champion(client: MlflowClient, name: str) -> int | None:
+    """Return the version that is champion, None if none is."""
+    return _champion(client.get_registered_model(name))
+
+
+def _champion(model: RegisteredModel) -> int | None:
+    number = model.aliases.get(CHAMPION)
     return None if number is None else int(number)

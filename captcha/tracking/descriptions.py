@@ -69,6 +69,14 @@ def short_uri(uri: str) -> str:
     return uri.removeprefix("models:/") if uri.startswith("models:/") else f"folder {Path(uri).resolve().name}"
 
 
+def short_data(data: str) -> str:
+    """Return how a version, its description and the card name images: draw:STYLE, or a folder without where it lies.
+
+    The run has the whole path; whoever serves the model need not know it.
+    """
+    return re.sub(r"^(draw:)?.*/", r"\1", data.rstrip("/"))
+
+
 def percent(share: float | str) -> str:
     """Return a share, 0 to 1, as in 98.4 %."""
     return f"{100 * float(share):.1f} %"
@@ -82,7 +90,9 @@ def exact_match_sentence(right: int, n: int, low: float, high: float, images: st
 def describe_training(run: Run) -> str:
     """Return what a training and the version that it made say of themselves; the figure of the test comes first."""
     start = _start(run.data.tags, run.data.params)
-    trained = f"{fact(run, 'backbone')}{start}, trained on `{fact(run, 'data')}`, seed {run.data.params['seed']}"
+    trained = (
+        f"{fact(run, 'backbone')}{start}, trained on `{short_data(fact(run, 'data'))}`, seed {run.data.params['seed']}"
+    )
     figures = measured(run, "test")
     if figures is None:
         return f"Not tested, there were no labels: {trained}."

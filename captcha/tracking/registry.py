@@ -3,6 +3,8 @@
 import contextlib
 import json
 import re
+import tempfile
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
@@ -10,29 +12,41 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from captcha.reading.recognizer import MODEL_FILE
-from captcha.settings import CHAMPION, MODEL_NAME_PATTERN
+from captcha.settings import CHAMPION, MODEL_NAME_LENGTH, MODEL_NAME_PATTERN
 from captcha.tracking.card import write_card
-from captcha.tracking.champion import move
-from captcha.tracking.descriptions import describe_training, measured, percent
-from captcha.tracking.models import fact, first_line, logged_model
+from captcha.tracking.champion import history, move, present_champion, settle
+from captcha.tracking.descriptions import describe_training, measured, percent, short_data
+from captcha.tracking.digests import FILES_TAG, files_tag
+from captcha.tracking.models import download, fact, first_line, logged_model
 from captcha.tracking.runs import RegistryError, connect
 
 CHAMPION_FLOOR = 0.1
 """Exact match on its test images that a version needs to become champion."""
 
+REGISTRATION_TAG = "registration"
+"""A version's tag: what its registration has led to, or that it was cut off. Versions of earlier ones have none."""
+
+_UNFINISHED = "unfinished: captcha register"
+_FIRST = f"the first {CHAMPION}"
+
 
 def register(run_id: str, name: str) -> tuple[str, int, str]:
     """Register the model of a run, once, and make it champion where it earns that.
+
+    Each step does nothing where it has been done, and the last one notes that all are: so after a kill, registering
+    the run again does what is left, and after a registration that came to its end it changes nothing.
 
     Returns:
         The registered name, the version, and one line that says what happened.
 
     Raises:
-        RegistryError: if there is no such run, or it holds no model.
+        RegistryError: if there is no such run, it holds no model, or the model's files are not those that it logged.
     """
-    if not re.match(MODEL_NAME_PATTERN, name):
+    if not re.match(MODEL_NAME_PATTERN, name) or len(name) > MODEL_NAME_LENGTH:
+        shown = name if len(name) <= MODEL_NAME_LENGTH else f"{name[:20]}…"
         raise RegistryError(
-            f"{name!r} is no name for a registered model: use letters, digits, spaces, '.', '-' and '_'"
+            f"{shown!r} is no name for a registered model: use letters, digits, spaces, '.', '-' and '_', "
+            f"{MODEL_NAME_LENGTH} at most"
         )
     connect()
     client = MlflowClient()
@@ -42,31 +56,72 @@ def register(run_id: str, name: str) -> tuple[str, int, str]:
         wanted = "give a run's id alone, 32 letters and digits, as `mlflow ui` shows it"
         raise RegistryError(f"run {run_id}: {first_line(error)}; {wanted}") from None
     model = logged_model(client, run)
-    with contextlib.suppress(MlflowException):
-        client.create_registered_model(name)
-    source = f"models:/{model.model_id}"
-    for version in client.search_model_versions(f"name = '{name}'"):
-        if version.tags.get("model_id") == model.model_id:
-            return name, int(version.version), f"{name} version {version.version} is this model already"
-    version = client.create_model_version(
-        name,
-        source,
-        run_id=run_id,
-        tags={**_version_tags(run), "model_id": model.model_id},
-        description=describe_training(run),
-        model_id=model.model_id,
-    )
+    version = _version_of(client, model, name)
+    if version and _came_to_its_end(client, version):
+        settle(client, name)
+        return name, int(version.version), f"{name} version {version.version} is this model already"
+    if not version:
+        _make_room(client, name)
+        version = client.create_model_version(
+            name,
+            f"models:/{model.model_id}",
+            run_id=run_id,
+            tags=_version_tags(run)
+            | {
+                "model_id": model.model_id,
+                FILES_TAG: _files_tag(model),
+                REGISTRATION_TAG: f"{_UNFINISHED} {run_id} completes it",
+            },
+            description=describe_training(run),
+            model_id=model.model_id,
+        )
     _link(client, model, name, int(version.version))
+    settle(client, name)
     told = _promote(client, name, version)
     write_card(name)
-    return name, int(version.version), told
+    client.set_model_version_tag(name, version.version, REGISTRATION_TAG, told)
+    return name, int(version.version), f"{name} version {version.version} {told}"
+
+
+def _version_of(client: MlflowClient, model: LoggedModel, name: str) -> ModelVersion | None:
+    """Return the version that is this logged model."""
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.tags.get("model_id") == model.model_id:
+            return version
+    return None
+
+
+def _came_to_its_end(client: MlflowClient, version: ModelVersion) -> bool:
+    """Return whether a registration was not cut off.
+
+    Versions of earlier versions of captcha do not say; what can be told of them is whether any has become champion.
+    """
+    if REGISTRATION_TAG in version.tags:
+        return not version.tags[REGISTRATION_TAG].startswith(_UNFINISHED)
+    return bool(present_champion(client, version.name) or history(client, version.name))
+
+
+def _make_room(client: MlflowClient, name: str) -> None:
+    """Make the registered model that the versions belong to, unless it is there."""
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _files_tag(model: LoggedModel) -> str:
+    """Return the sha256 of a logged model's files; they are still those that were logged, where that was noted."""
+    with tempfile.TemporaryDirectory() as folder:
+        return files_tag(download(f"models:/{model.model_id}", Path(folder)))
 
 
 def _link(client: MlflowClient, model: LoggedModel, name: str, version: int) -> None:
     """Name the version on the model's own page, as `mlflow.register_model` does."""
     linked = json.loads(model.tags.get("mlflow.modelVersions", "[]"))
-    tag = json.dumps([*linked, {"name": name, "version": version}])
-    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": tag})
+    link = {"name": name, "version": version}
+    if link not in linked:
+        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": json.dumps([*linked, link])})
 
 
 def is_champion(name: str, version: int) -> bool:
@@ -78,31 +133,42 @@ def is_champion(name: str, version: int) -> bool:
 
 
 def _promote(client: MlflowClient, name: str, version: ModelVersion) -> str:
-    """Give the champion's alias to a version that has none to beat, or beats it on the same test images."""
-    number = version.version
-    new = version.tags
+    """Give the champion's alias to a version that has none to beat, or beats it on the same test images; say so.
+
+    Once: a version that has been champion, as the alias or the history says, stays what has become of it since.
+    """
+    number, new = int(version.version), version.tags
+    champion = present_champion(client, name)
+    registered = "registered" + (f" with {new['exact_match']} exact match" if "exact_match" in new else "")
+    made = next((move for move in history(client, name) if move.after == number), None)
+    if made or champion == number:
+        return _told(registered, made.reason if made else "")
     if "exact_match" in new and float(new["exact_match"]) < CHAMPION_FLOOR:
         return (
-            f"{name} version {number} registered, but not as {CHAMPION}: it reads {percent(new['exact_match'])} of the "
-            f"test images, and a {CHAMPION} reads {percent(CHAMPION_FLOOR)} or more"
+            f"registered, but not as {CHAMPION}: it reads {percent(new['exact_match'])} of the test images, and a "
+            f"{CHAMPION} reads {percent(CHAMPION_FLOOR)} or more"
         )
-    try:
-        champion = client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
-        move(client, name, number, f"the first {CHAMPION}")
-        return f"{name} version {number} registered, the first {CHAMPION}"
-    old = champion.tags
+    if champion is None:
+        move(client, name, number, _FIRST)
+        return _told(registered, _FIRST)
+    stays = f"{registered}; version {champion} stays {CHAMPION}"
+    old = client.get_model_version(name, str(champion)).tags
     if "exact_match" not in new:
-        return f"{name} version {number} registered; version {champion.version} stays {CHAMPION}: no labels to test on"
+        return f"{stays}: no labels to test on"
     if old.get("test_digest") != new.get("test_digest"):
-        reason = f"version {champion.version} stays {CHAMPION}: the two were tested on different images"
-    elif float(new["exact_match"]) > float(old["exact_match"]):
-        better = f"{new['exact_match']} in place of {old['exact_match']} on the same test"
-        move(client, name, number, better)
-        reason = f"the new {CHAMPION}: {better}"
-    else:
-        reason = f"version {champion.version} stays {CHAMPION}: {old['exact_match']} on the same test"
-    return f"{name} version {number} registered with {new['exact_match']} exact match; {reason}"
+        return f"{stays}: the two were tested on different images"
+    if float(new["exact_match"]) <= float(old["exact_match"]):
+        return f"{stays}: {old['exact_match']} on the same test"
+    better = f"{new['exact_match']} in place of {old['exact_match']} on the same test"
+    move(client, name, number, better)
+    return _told(registered, better)
+
+
+def _told(registered: str, reason: str) -> str:
+    """Return what to tell of a version that became champion, for the reason that the history gives."""
+    if reason == _FIRST:
+        return f"registered, {_FIRST}"
+    return f"{registered}; the new {CHAMPION}" + (f": {reason}" if reason else "")
 
 
 def _version_tags(run: Run) -> dict[str, str]:
@@ -112,7 +178,8 @@ def _version_tags(run: Run) -> dict[str, str]:
         right, n, low, high = figures
         tags = {name: f"{run.data.metrics[f'test/{name}']:.4f}" for name in ("exact_match", "cer")}
         tags |= {"test_right": str(right), "test_images": str(n), "test_low": f"{low:.4f}", "test_high": f"{high:.4f}"}
-    tags |= {name: fact(run, name) for name in ("backbone", "data", "vocabulary")}
+    tags |= {"backbone": fact(run, "backbone"), "data": short_data(fact(run, "data"))}
+    tags["vocabulary"] = fact(run, "vocabulary")
     with contextlib.suppress(KeyError):
         tags["init"] = fact(run, "init_used")
     if figures:
