@@ -61,17 +61,14 @@ def register(run_id: str, name: str) -> tuple[str, int, str]:
         settle(client, name)
         return name, int(version.version), f"{name} version {version.version} is this model already"
     if not version:
+        noted = {"model_id": model.model_id, FILES_TAG: _files_tag(model)}
+        tags = _version_tags(run) | noted | {REGISTRATION_TAG: f"{_UNFINISHED} {run_id} completes it"}
         _make_room(client, name)
         version = client.create_model_version(
             name,
             f"models:/{model.model_id}",
             run_id=run_id,
-            tags=_version_tags(run)
-            | {
-                "model_id": model.model_id,
-                FILES_TAG: _files_tag(model),
-                REGISTRATION_TAG: f"{_UNFINISHED} {run_id} completes it",
-            },
+            tags=tags,
             description=describe_training(run),
             model_id=model.model_id,
         )

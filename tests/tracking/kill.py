@@ -109,11 +109,12 @@ def _die_at(moment: int | None) -> list[int]:
                 return write(*arguments, **options)
             die(2 * writes[0])
             inside[0] = True
-            written = write(*arguments, **options)
-            inside[0] = False
-            die(2 * writes[0] + 1)
-            writes[0] += 1
-            return written
+            try:
+                return write(*arguments, **options)
+            finally:  # one that is refused counts too
+                inside[0] = False
+                die(2 * writes[0] + 1)
+                writes[0] += 1
 
         write_or_die.uncounted = write  # type: ignore[attr-defined]
         return write_or_die

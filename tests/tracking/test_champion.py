@@ -95,6 +95,28 @@ def test_what_else_stands_in_the_tag_is_left_out(name: str) -> None:
     assert [move.after for move in history(MlflowClient(), name)] == [1]
 
 
+def test_a_move_that_was_begun_counts_if_the_alias_has_got_there(name: str) -> None:
+    client, before = MlflowClient(), tag(name)
+    begun = "begun: 2026-01-31 23:59:59 UTC promoted 1 → 3: smaller"
+    client.set_registered_model_tag(name, HISTORY_TAG, f"{begun}\n{before}")
+    assert [move.after for move in history(client, name)] == [1]
+    client.set_registered_model_alias(name, "champion", "3")
+    assert [move.after for move in history(client, name)] == [3, 1]
+    promote(f"{name}/2")
+    assert [(move.before, move.after) for move in history(client, name)] == [(3, 2), (1, 3), (None, 1)]
+    assert tag(name).endswith(f"{begun.removeprefix('begun: ')}\n{before}")
+
+
+def test_a_move_that_was_begun_and_not_made_is_forgotten_with_the_next_one(name: str) -> None:
+    before = tag(name)
+    MlflowClient().set_registered_model_tag(
+        name, HISTORY_TAG, f"begun: 2026-01-31 23:59:59 UTC promoted 1 → 3\n{before}"
+    )
+    with pytest.raises(RegistryError, match="its history knows none before"):
+        rollback(name)
+    assert tag(name) == before
+
+
 @pytest.mark.parametrize("reason", ["", "rolled back by hand 3 → 2: x", "1 → 2"])
 @pytest.mark.parametrize("rollback", [False, True])
 def test_a_line_tells_its_move(reason: str, rollback: bool) -> None:

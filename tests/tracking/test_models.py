@@ -9,6 +9,7 @@ import numpy as np
 import onnx.parser
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
 
 from captcha.data.samples import Sample
 from captcha.data.seen import SeenPixels, pixel_key
@@ -79,6 +80,19 @@ def test_the_registered_recognizer_is_the_one_that_was_logged(tmp_path: Path) ->
         recognizer = load_recognizer(uri)
         assert (recognizer.vocabulary.characters, recognizer.height) == ("a", 16)
         assert [reading.text for reading in recognizer.read([np.zeros((20, 50, 3), np.uint8)])] == [""]
+
+
+def test_a_runs_model_is_the_last_one_that_is_there_whole(trained_run: Trained) -> None:
+    client = MlflowClient()
+    run = client.get_run(trained_run(0.9))
+    whole = logged_model(client, run)
+    cut_off = client.create_logged_model(run.info.experiment_id, source_run_id=run.info.run_id)  # as a kill leaves one
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(cut_off.model_id, 1)])
+    assert logged_model(client, client.get_run(run.info.run_id)).model_id == whole.model_id
+    with tracked_run("cut off") as run:
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(cut_off.model_id, 1)])
+    with pytest.raises(RegistryError, match=rf"^run {run.info.run_id} holds no model: it did not end its training$"):
+        logged_model(client, client.get_run(run.info.run_id))
 
 
 # What another training goes on from

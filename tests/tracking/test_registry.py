@@ -5,7 +5,10 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from captcha.tracking.registry import is_champion, register
+from captcha.settings import MODEL_NAME_LENGTH
+from captcha.tracking.champion import history, promote, rollback
+from captcha.tracking.models import logged_model
+from captcha.tracking.registry import REGISTRATION_TAG, is_champion, register
 from captcha.tracking.runs import RegistryError, tracked_run
 
 Trained = Callable[..., str]
@@ -134,6 +137,100 @@ def test_the_models_own_page_names_every_version_of_it(trained_run: Trained) -> 
         {"name": "named first", "version": 1},
         {"name": "named second", "version": 1},
     ]
+
+
+# Registrations that came to no end, and those of which nobody noted whether they did
+
+
+def cut_off(name: str, number: int) -> None:
+    """Let a version be as a kill leaves it: a stand-in for the kills of test_kills.py."""
+    client = MlflowClient()
+    client.set_model_version_tag(name, str(number), REGISTRATION_TAG, "unfinished: captcha register RUN_ID …")
+
+
+def registration(name: str, number: int) -> str:
+    return str(MlflowClient().get_model_version(name, str(number)).tags[REGISTRATION_TAG])
+
+
+def test_the_version_says_what_its_registration_has_led_to(trained_run: Trained) -> None:
+    for match, told in {
+        0.9: "registered, the first champion",
+        0.8: "registered with 0.8000 exact match; version 1 stays champion: 0.9000 on the same test",
+        0.95: "registered with 0.9500 exact match; the new champion: 0.9500 in place of 0.9000 on the same test",
+    }.items():
+        _, number, line = register(trained_run(match), "says")
+        assert (registration("says", number), line) == (told, f"says version {number} {told}")
+
+
+def test_a_person_who_moves_the_alias_of_an_unfinished_version_is_obeyed(trained_run: Trained) -> None:
+    register(trained_run(0.9), "obeyed")
+    run_id = trained_run(0.95)
+    register(run_id, "obeyed")
+    rollback("obeyed", "it misreads m")
+    cut_off("obeyed", 2)
+    told = "registered with 0.9500 exact match; the new champion: 0.9500 in place of 0.9000 on the same test"
+    assert register(run_id, "obeyed") == ("obeyed", 2, f"obeyed version 2 {told}")
+    assert champion("obeyed") == 1
+    assert len(history(MlflowClient(), "obeyed")) == 3
+    assert registration("obeyed", 2) == told
+
+
+def test_an_unfinished_version_that_was_made_champion_by_hand_stays_it(trained_run: Trained) -> None:
+    register(trained_run(0.9), "by hand")
+    run_id = trained_run(0.8)
+    register(run_id, "by hand")
+    MlflowClient().set_registered_model_alias("by hand", "champion", "2")  # as MLflow's pages do
+    cut_off("by hand", 2)
+    assert register(run_id, "by hand")[2] == "by hand version 2 registered with 0.8000 exact match; the new champion"
+    assert champion("by hand") == 2
+
+
+def test_a_comparison_is_made_once(trained_run: Trained) -> None:
+    register(trained_run(0.8), "once")
+    better = trained_run(0.9)
+    register(better, "once")
+    promote("once/1", "smaller")
+    assert register(better, "once")[2] == "once version 2 is this model already"
+    assert champion("once") == 1
+
+
+def of_earlier_captcha(run_id: str, name: str) -> None:
+    """A version as captcha made it before registrations said how they ended."""
+    client = MlflowClient()
+    client.create_registered_model(name)
+    model_id = logged_model(client, client.get_run(run_id)).model_id
+    tags = {"exact_match": "0.9000", "test_digest": "d1", "model_id": model_id}
+    client.create_model_version(name, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
+
+
+def test_a_version_of_an_earlier_captcha_is_this_model_already_and_stays_as_it_is(trained_run: Trained) -> None:
+    run_id, client = trained_run(0.9), MlflowClient()
+    of_earlier_captcha(run_id, "before")
+    client.set_registered_model_alias("before", "champion", "1")
+    tags = client.get_model_version("before", "1").tags
+    assert register(run_id, "before") == ("before", 1, "before version 1 is this model already")
+    assert client.get_model_version("before", "1").tags == tags
+    assert client.get_registered_model("before").tags == {}
+
+
+def test_a_version_of_an_earlier_captcha_whose_kill_left_no_champion_becomes_it(trained_run: Trained) -> None:
+    run_id = trained_run(0.9)
+    of_earlier_captcha(run_id, "left")
+    assert register(run_id, "left") == ("left", 1, "left version 1 registered, the first champion")
+    assert champion("left") == 1
+    assert register(run_id, "left")[2] == "left version 1 is this model already"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * (MODEL_NAME_LENGTH + 1), "a/b", "", "no\nline"])
+def test_a_name_that_mlflow_would_not_take_everywhere_is_one_short_line(name: str, trained_run: Trained) -> None:
+    with pytest.raises(RegistryError, match=r"^'[^\n]{0,30}' is no name for a registered model: use letters, [^\n]*$"):
+        register("0123456789abcdef", name)
+
+
+def test_the_longest_name_is_registered_and_its_card_fits(trained_run: Trained) -> None:
+    name = "x" * MODEL_NAME_LENGTH
+    assert register(trained_run(0.9), name)[1] == 1
+    assert len(str(MlflowClient().get_registered_model(name).description)) < 2500  # twelve more rows fit into 5,000
 
 
 def test_no_version_of_an_unknown_model_is_champion() -> None:
