@@ -225,6 +225,8 @@ class Sources:
             numbers = range(first, first + DRAWN_IMAGES)
             return [drawn[i] for i in tqdm(numbers, f"drawing {source.name}", unit="image", disable=None, leave=False)]
 
+        if self.drawn:  # an error in the style is raised before any image is read
+            self.drawn.samples(height, seed, vocabulary=vocabulary)
         samples = samples_of(self.data, 0)
         validation, test = samples_of(self.validation, FIRST_VALIDATION), samples_of(self.test, FIRST_TEST)
         if not validation and not test:

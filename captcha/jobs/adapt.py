@@ -104,7 +104,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
     confident of no more images than before it is the last, and is not kept. A tenth of the images is held out.
 
     Raises:
-        DataError: the folder has problems; all of them are logged first.
+        DataError: the folder has problems; all of them are printed first.
         StyleError, FontError: there is no such style, or it draws what the model cannot read.
         RegistryError: there is no such model to start from.
         CheckpointError: its weights are damaged.
@@ -172,7 +172,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
 
 
 def _images(settings: AdaptSettings, folder: Folder, height: int, left_out: list[Problem] | None) -> _Images:
-    """Return the folder's images, and note those left out; seed and pixels choose the tenth that is held out."""
+    """Return the folder's images, seed and pixels choose the tenth that is held out; for `left_out` see `Folder`."""
     memory = ImageMemory(settings.image_memory)
     labelled = folder.samples(height, memory=memory, labelled=settings.labelled, left_out=left_out)
     samples = [replace(sample, text="") for sample in labelled]  # no round sees a label

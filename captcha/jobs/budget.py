@@ -23,7 +23,7 @@ from captcha.tracking.descriptions import run_name
 from captcha.tracking.entries import log_figure, log_json, log_metrics
 from captcha.tracking.models import Parent
 from captcha.tracking.records import log_facts, log_left_out, log_settings, log_test
-from captcha.tracking.runs import active_folder, tracked_run
+from captcha.tracking.runs import active_folder, connect, tracked_run
 from captcha.tracking.unfinished import Asked, Parts, refuse_changes, taken_up
 from captcha.training import recipe as recipes
 from captcha.training.checkpoint import Checkpoint
@@ -60,7 +60,7 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
     start from a model trained on drawn images alone, and half of every batch is drawn. The seeds are added up.
 
     Raises:
-        DataError: the folder has problems, all logged first, or fewer labels than the settings name.
+        DataError: the folder has problems, all printed first, or fewer labels than the settings name.
         StyleError: there is no such style.
         RegistryError: there is no such model to start from.
         SeenError: its training saw images that are tested on.
@@ -68,9 +68,12 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
     """
     settings, unfinished = taken_up(settings, "budget")
     folder = parse_folder(settings.data)
-    style = parse_style(settings.drawn) if settings.drawn else None  # an error in it is raised now, not later
+    style = parse_style(settings.drawn) if settings.drawn else None
+    connect()  # a store that does not answer is told before images are read
     parent = training.read_parent(training.initial_model(settings.init, unfinished)) if settings.init else None
     height = parent[1].height if parent else DEFAULTS.height
+    if style:
+        style.samples(height, 0)  # an error in it is raised now, not after the first trainings
     left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
     samples = folder.samples(height, memory=ImageMemory(DEFAULTS.image_memory), left_out=left_out)
     splits = [split(samples, seed) for seed in range(settings.seeds)]
@@ -110,10 +113,10 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
 
 
 def _known(settings: BudgetSettings, splits: Sequence[Split], fewest: int) -> dict[tuple[int | None, int], Split]:
-    """Return the split of each number of labels and each seed.
+    """Return the split of each number of labels and seed; `fewest` labels lie outside the test part of every seed.
 
     Raises:
-        DataError: there are fewer labels than the settings name, or some numbers leave none to train on.
+        DataError: there are fewer labels than the settings name, or some are all of one text.
     """
     if (most := max((count or 0 for count in settings.counts), default=0)) > fewest:
         raise DataError(

@@ -54,7 +54,7 @@ def compare(first: str, second: str, folder: str) -> CompareOutcome:
     """Return how two versions or runs, named as for `find`, read the images of a labelled folder.
 
     Raises:
-        DataError: the folder has problems; all of them are logged first.
+        DataError: the folder has problems; all of them are printed first.
         RegistryError: there is no such version or run, it holds no model, or both are the same.
         RecognizerError: a model's files are damaged.
     """

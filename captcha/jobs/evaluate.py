@@ -13,7 +13,7 @@ from captcha.tracking.card import write_card
 from captcha.tracking.descriptions import COLOUR, colour, exact_match_sentence, short_uri
 from captcha.tracking.models import UNKNOWN_TAG, Resolved, load_seen, resolve
 from captcha.tracking.records import log_evaluated, log_facts, log_left_out, log_overlap, log_settings, log_test
-from captcha.tracking.runs import NOTE, active_run_id, tracked_run
+from captcha.tracking.runs import NOTE, active_run_id, connect, tracked_run
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,13 @@ def evaluate(folder: str, model: str, problems: OnProblems = "stop") -> Evaluate
     """Return what a registered or logged model, or a recogniser's folder, reads of a folder of labelled images.
 
     Raises:
-        DataError: the folder has problems; all of them are logged first.
+        DataError: the folder has problems; all of them are printed first.
         RegistryError: there is no such model.
         RecognizerError: the model's files are damaged.
         SeenError: the model's training saw every image of the folder.
     """
     source = parse_folder(folder)
+    connect()  # a store that does not answer is told before images are read
     resolved = resolve(model)  # once: an alias may move meanwhile
     recognizer = captcha.load(resolved.uri)
     seen = load_seen(resolved.run, resolved.uri) if resolved.run else SeenPixels.not_noted(resolved.uri)

@@ -38,7 +38,7 @@ from captcha.tracking.records import (
     log_test,
 )
 from captcha.tracking.registry import register
-from captcha.tracking.runs import active_folder, active_outbox, active_run_id, tracked_run, unsent
+from captcha.tracking.runs import active_folder, active_outbox, active_run_id, connect, tracked_run, unsent
 from captcha.tracking.unfinished import Asked, Unfinished, refuse_changes, taken_up
 from captcha.training import recipe as recipes
 from captcha.training.batches import Batches
@@ -74,7 +74,7 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
     """Train in one tracked run, register the model, and return the outcome.
 
     Raises:
-        DataError: the data has problems; all of them are logged first.
+        DataError: the data has problems; all of them are printed first.
         StyleError, FontError: a style cannot be drawn.
         RegistryError: there is no such model to start from.
         CheckpointError: the model to start from is of another kind, or damaged.
@@ -83,6 +83,7 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
     """
     settings, unfinished = taken_up(settings, "train")
     sources = parse_sources(settings)
+    connect()  # a store that does not answer is told before images are read
     parent = parent_of(settings, unfinished)
     left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
     split = split_of(settings, sources, left_out)
@@ -91,7 +92,9 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
     facts = facts_of(sources, split.digest, parent, recipe)
     refuse_changes(unfinished, facts)
     asked = Asked("train", settings.shaping(), facts)
-    with tracked_run(name_of(settings, sources, parent), asked=asked, resumed=unfinished) as run:
+    with tracked_run(
+        name_of(settings, sources, parent), asked=asked, resumed=unfinished
+    ) as run:  # only now: a mistake leaves no run
         log_settings(settings.shaping())  # at once: a run that fails says how it was started
         log_facts({"job": "train"})
         log_left_out(left_out or ())

@@ -105,8 +105,6 @@ def tracked_run(
     Raises:
         Unsent: the job has ended, but the tracking server is away.
     """
-    if resumed:
-        os.environ.setdefault("MLFLOW_TRACKING_URI", resumed.tracking_uri)
     left = None
     if not nested:
         connect()

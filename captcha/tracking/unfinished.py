@@ -5,6 +5,7 @@ A folder for each, mlruns/unfinished/RUN_ID; it goes when the run has ended and 
 
 import json
 import logging
+import os
 import shutil
 import socket
 from collections.abc import Mapping
@@ -190,6 +191,7 @@ def taken_up(settings: S, job: str) -> tuple[S, Unfinished | None]:
     assert found.asked
     _refuse(found, found.asked.changes(Asked(job, settings.shaping(), {}), settings.given()))
     logger.info("going on with run %s", found.run_id)
+    os.environ.setdefault("MLFLOW_TRACKING_URI", found.tracking_uri)
     controls = settings.model_dump(include=CONTROLS)
     return type(settings)(**found.asked.settings, **controls), found
 

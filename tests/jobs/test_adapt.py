@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from captcha import CaptchaError
 from captcha.cli.terminal import adapt_summary
 from captcha.data.folders import read_images, read_samples
 from captcha.data.samples import DataError, Sample, Split, split, unit_hash
@@ -32,6 +33,7 @@ from captcha.training.model import Crnn
 from captcha.training.recipe import Recipe
 
 Listen = Callable[[], AbstractContextManager[list[str]]]
+NoRun = Callable[[], AbstractContextManager[None]]
 
 HEIGHT = 32
 
@@ -306,6 +308,37 @@ def test_an_unreadable_image_can_be_left_out(
     assert table[0] == "file,kind,message"
     assert [line.split(",")[:2] for line in table[1:]] == [[f"{spoilt}/torn.png", "unreadable image"]]
     assert {each.data.tags.get("left_out") for each in nested(outcome.run_id)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"data": "empty"}, "empty: no images in this folder"),
+        ({"data": "absent"}, "no such folder: .*absent"),
+        ({"data": "few"}, "1 images are too few, none of them is held out"),
+        ({"drawn": "absent"}, "no drawing style 'absent': did you mean"),
+        ({"drawn": "kaptcha"}, "the style kaptcha draws 'abcdefgmnpwxy', which is outside"),
+        ({"model": "nope"}, "'nope' names no model: "),
+    ],
+    ids=str,
+)
+def test_a_mistake_that_needs_no_run_starts_none(
+    wrong: dict[str, str],
+    line: str,
+    folder: Path,
+    model: str,
+    no_run: NoRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "few").mkdir()
+    samples, _, _ = read_samples(folder, HEIGHT)
+    shutil.copy(folder / next(s for s in samples if unit_hash(0, s.digest) >= job.HELD_OUT).name, tmp_path / "few")
+    settings = {"data": str(folder), "model": model} | wrong
+    with no_run(), pytest.raises(CaptchaError, match=f"^[^\n]*{line}[^\n]*$"):
+        adapt(AdaptSettings.model_validate(settings))
 
 
 def test_images_are_read_without_their_names_being_labels(folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from captcha.data import sources
 from captcha.data.folders import read_samples
 from captcha.data.samples import DataError, Sample, Split, split
 from captcha.data.seen import SeenError, SeenPixels
+from captcha.drawing.fonts import FontError
 from captcha.evaluation.metrics import wilson_interval
 from captcha.evaluation.results import Evaluation
 from captcha.jobs import budget as job
@@ -26,6 +28,8 @@ from captcha.reading.recognizer import Reading
 from captcha.settings import BudgetSettings
 from captcha.tracking.runs import RegistryError
 from captcha.training.recipe import Recipe
+
+NoRun = Callable[[], AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -159,14 +163,17 @@ def test_a_training_knows_its_labels_and_goes_on_from_the_model_of_drawn_images(
         assert row.right == row.n - 1
 
 
-def test_no_run_is_begun_with_fewer_labels_than_are_asked_for(folder: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"few labels: 100 labels are asked for, but beside the test part there are \d\d;"
+def test_no_run_is_begun_with_fewer_labels_than_are_asked_for(folder: Path, no_run: NoRun) -> None:
+    with (
+        no_run(),
+        pytest.raises(
+            DataError, match=r"few labels: 100 labels are asked for, but beside the test part there are \d\d;"
+        ),
     ):
         budget(asked(folder, labels="10,100"))
 
 
-def test_labels_that_are_all_of_one_text_are_refused(tmp_path: Path, folder: Path) -> None:
+def test_labels_that_are_all_of_one_text_are_refused(tmp_path: Path, folder: Path, no_run: NoRun) -> None:
     rows = ["file,label"]
     for path in folder.iterdir():  # two images of each text
         image = cv2.imread(str(path))
@@ -176,17 +183,20 @@ def test_labels_that_are_all_of_one_text_are_refused(tmp_path: Path, folder: Pat
             rows.append(f"{name},{path.stem}")
             image[0] = 255 - image[0]
     (tmp_path / "labels.csv").write_text("\n".join(rows))
-    with pytest.raises(DataError, match="2 labels of seed 0 are all of one text, so none is left to train on"):
+    with (
+        no_run(),
+        pytest.raises(DataError, match="2 labels of seed 0 are all of one text, so none is left to train on"),
+    ):
         budget(asked(tmp_path, labels="2,10", drawn="none"))
 
 
-def test_a_model_to_go_on_from_that_is_not_there_is_said_at_once(folder: Path) -> None:
-    with pytest.raises(RegistryError, match="models:/absent@champion"):
+def test_a_model_to_go_on_from_that_is_not_there_is_said_at_once(folder: Path, no_run: NoRun) -> None:
+    with no_run(), pytest.raises(RegistryError, match="models:/absent@champion"):
         budget(asked(folder, init="models:/absent@champion"))
 
 
 def test_a_model_to_start_from_that_was_trained_on_a_test_part_is_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, no_run: NoRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples, _, _ = read_samples(folder, 64)
     seen = SeenPixels.of([], samples[:40])
@@ -195,8 +205,14 @@ def test_a_model_to_start_from_that_was_trained_on_a_test_part_is_refused(
     tests = [sample for seed in (0, 1) for sample in split(samples, seed).test]
     known = sum(seen.among(tests))
     line = f"^the training of models:/m/1 saw {known} of the {len(tests)} test images, so a test on them would say too "
-    with pytest.raises(SeenError, match=f"{line}much: start from a model of drawn images alone$"):
+    with no_run(), pytest.raises(SeenError, match=f"{line}much: start from a model of drawn images alone$"):
         budget(asked(folder, init="models:/m/1"))
+
+
+def test_a_style_that_no_font_can_draw_is_said_before_any_run(folder: Path, no_run: NoRun, tmp_path: Path) -> None:
+    (tmp_path / "kana.toml").write_text('characters = "かな"')
+    with no_run(), pytest.raises(FontError, match=r"^no font to draw with: "):
+        budget(asked(folder, drawn=str(tmp_path / "kana.toml")))
 
 
 def test_without_a_style_labels_alone_are_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest import mock
 
@@ -33,6 +34,7 @@ EXAMPLE = cv2.imencode(".png", np.zeros((16, 32, 3), np.uint8))[1].tobytes()
 PARAMS = {"backbone": "compact", "data": "folder", "vocabulary_used": "abc", "seed": "0", "test_digest": "d1"}
 
 Train = Callable[..., Run]
+NoRun = Callable[[], AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -269,6 +271,8 @@ def test_a_run_a_logged_model_and_a_folder_have_no_version_but_are_named(
     assert outcome.unknown == str(recognizer)
 
 
-def test_a_model_that_is_not_there_is_one_line_before_any_image_is_read(tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match=r"^models:/nobody@champion: [^\n]*$"):
+def test_a_model_that_is_not_there_is_one_line_before_any_image_is_read_and_leaves_no_run(
+    no_run: NoRun, tmp_path: Path
+) -> None:
+    with no_run(), pytest.raises(RegistryError, match=r"^models:/nobody@champion: [^\n]*$"):
         evaluate(str(tmp_path), "models:/nobody@champion")

@@ -25,6 +25,7 @@ from mlflow.tracking import fluent
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from captcha import CaptchaError
 from captcha.cli.terminal import train_summary
 from captcha.data import sources
 from captcha.data.folders import read_samples
@@ -57,6 +58,7 @@ HEIGHT, EPOCHS = 32, 3
 Draw = Callable[..., NDArray[np.uint8]]
 Listen = Callable[[], AbstractContextManager[list[str]]]
 Spoil = Callable[[Path, Path], Path]
+NoRun = Callable[[], AbstractContextManager[None]]
 
 KINDS = ["contradicting labels", "contradicting labels", "empty label", "unreadable image"]
 """What `spoil` adds to a folder, in the order of a run's problems.csv."""
@@ -594,7 +596,7 @@ def test_drawn_images_that_were_learned_from_are_kept_each_by_its_pixels(
 
 
 def test_a_test_on_images_that_the_model_started_from_saw_is_refused_or_leaves_them_out(
-    trained: Trained, folder: Path, quick: Recipe, listen: Listen
+    trained: Trained, folder: Path, quick: Recipe, no_run: NoRun
 ) -> None:
     samples, _, _ = read_samples(folder, HEIGHT)
     before = split(samples, 0)
@@ -603,14 +605,16 @@ def test_a_test_on_images_that_the_model_started_from_saw_is_refused_or_leaves_t
     unseen = keys_of(now.test) & keys_of(before.test)
     overlap = len(now.test) - len(unseen)
     asked = settings(data=str(folder), name="overlapping", init="models:/two-digits@champion", seed=seed)
-    with pytest.raises(
-        SeenError,
-        match=rf"^the training of models:/two-digits/1 saw {overlap} of the {len(now.test)} test images, so a test on "
-        "them would say too much: test on other images with --test-data, or leave them out of the test with "
-        "--allow-overlap$",
+    with (
+        no_run(),
+        pytest.raises(
+            SeenError,
+            match=rf"^the training of models:/two-digits/1 saw {overlap} of the {len(now.test)} test images, so a test "
+            "on them would say too much: test on other images with --test-data, or leave them out of the test with "
+            "--allow-overlap$",
+        ),
     ):
         train(asked, quick)
-    assert latest_run().info.status == "FAILED"
     assert versions("overlapping") == 0
 
     outcome = train(asked.model_copy(update={"allow_overlap": True}), quick)
@@ -689,21 +693,53 @@ def test_an_export_that_is_not_the_trained_model_is_not_registered(
 
 
 def test_all_problems_of_the_data_are_said_and_nothing_is_left_half_done(
-    folder: Path, tmp_path: Path, listen: Listen
+    folder: Path, tmp_path: Path, listen: Listen, no_run: NoRun
 ) -> None:
     bad = tmp_path / "bad"
     shutil.copytree(folder, bad)
     (bad / "torn.png").write_bytes((bad / "11.png").read_bytes()[:60])
     (bad / "text.png").write_text("no image")
     shutil.copy(bad / "12.png", bad / "21 again.png")  # the same picture under another label
-    with listen() as lines, pytest.raises(DataError, match=r"^4 problems in the data, see above; mend them"):
+    with (
+        listen() as lines,
+        no_run(),
+        pytest.raises(DataError, match=r"^4 problems in the data, see above; mend them"),
+    ):
         train(settings(data=str(bad), name="bad"))
     for file in ("torn.png", "text.png", "12.png", "21 again.png"):
         assert f"error: {file}: " in "\n".join(lines)
-    run = latest_run()
-    assert run.info.status == "FAILED"
-    assert MlflowClient().list_artifacts(run.info.run_id) == []
     assert versions("bad") == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ({"data": "draw:absent"}, "no drawing style 'absent': did you mean"),
+        ({"data": "absent.toml"}, "no such folder: .*absent.toml"),
+        ({"data": "draw:absent.toml"}, "absent.toml cannot be read: No such file"),
+        ({"drawn": "absent"}, "no drawing style 'absent': did you mean"),
+        ({"drawn": "kaptcha", "vocabulary": "0123456789"}, "the style kaptcha draws 'abcdefgmnpwxy', which is outside"),
+        ({"data": "empty"}, "empty: no images in this folder"),
+        ({"data": "absent"}, "no such folder: .*absent"),
+        ({"data": "few"}, "too few to split: 3 images with 3 different labels"),
+        ({"data": "bad labels"}, "labels.csv: needs the columns file,label; its first line is"),
+        ({"test_data": "empty"}, "empty: no images in this folder"),
+        ({"init": "nope"}, "'nope' names no model: "),
+        ({"init": "models:/nope@champion"}, "'?models:/nope@champion'?"),
+        ({"init": "runs:/nope"}, "runs:/nope: "),
+    ],
+    ids=str,
+)
+def test_a_mistake_that_needs_no_run_starts_none(
+    asked: dict[str, str], line: str, folder: Path, no_run: NoRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("few", "bad labels"):
+        shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("?[3-9].png", "[1-9]?.png"))
+    (tmp_path / "bad labels" / "labels.csv").write_text("name,text\n00.png,00\n")
+    with no_run(), pytest.raises(CaptchaError, match=f"^[^\n]*{line}[^\n]*$"):
+        train(settings(**{"data": str(folder)} | asked))
 
 
 def test_a_stuck_training_says_so_and_an_interrupted_one_is_killed(
