@@ -14,6 +14,7 @@ from captcha.data.samples import DataError, ImageMemory, Sample, Split, pixel_di
 from captcha.drawing.fonts import default_fonts, fonts_for
 from captcha.drawing.rendering import draw_one
 from captcha.drawing.styles import Style, StyleError, load_style
+from captcha.drawing.word import check_fits
 from captcha.reading.images import resize_to_height
 from captcha.reading.vocabulary import Vocabulary
 
@@ -99,7 +100,7 @@ class Drawn:
         """Return its samples without end, resized to the height; a text in `without` is never among them.
 
         Raises:
-            StyleError: it draws characters outside the vocabulary.
+            StyleError: it draws characters outside the vocabulary, or a text may not fit its image.
             FontError: no font can draw it.
         """
         if vocabulary and (missing := vocabulary.missing(self.style.alphabet)):
@@ -108,6 +109,7 @@ class Drawn:
                 "model was trained on, or one of your own without these characters"
             )
         fonts, _ = fonts_for(self.style, default_fonts())
+        check_fits(self.style, fonts)
         return DrawnSamples(self.style, fonts, height, seed, frozenset(without))
 
 
@@ -160,7 +162,7 @@ class DrawnSamples:
     without: frozenset[str] = frozenset()
 
     def __getitem__(self, index: int) -> Sample:
-        """Raise StyleError where the text does not fit its image, or all texts are held back."""
+        """Raise StyleError where all texts are held back."""
         for number in range(index, index + REDRAWS * REDRAWN, REDRAWN):
             text, image = draw_one(self.style, self.seed, number, self.fonts)
             if text not in self.without:

@@ -1,5 +1,6 @@
 """A text laid out on paper: how large, turned and thick each letter is, and where it stands."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,12 +24,63 @@ from captcha.drawing.styles import Style, StyleError
 
 SIDE = 5  # pixels that stay free at each side of a word where it can be moved or narrowed
 FREE_HEIGHT = 4  # pixels of the height that stay free, so that what is rounded stays on the paper
-TIGHTEST = 0.5  # a word that does not fit is made smaller, down to this part of what the style asks for
+TIGHTEST = 0.5  # a word that does not fit is made narrower, then smaller, each down to this part of what was asked for
 
 
 def bare_paper(style: Style) -> Pixels:
     """Return paper (H, W) without ink, 255 everywhere."""
     return np.full((style.height, style.width), 255, np.uint8)
+
+
+def check_fits(style: Style, fonts: Sequence[Path]) -> None:
+    """Return if every text that a style may write fits its image, whatever is picked for it.
+
+    Raises:
+        StyleError: if one would have to be narrower or smaller than TIGHTEST allows; it names the widest.
+    """
+    boxes = {character: _largest_box(style, character, fonts) for character in style.alphabet}
+
+    def width(text: str) -> float:
+        return sum(boxes[character].width for character in text)
+
+    texts = style.texts or [max(style.alphabet, key=width) * style.lengths[1]]
+    text = max(texts, key=lambda text: TIGHTEST * width(text) + style.spacing[1] * (len(text) - 1))
+    left = None if style.left is None else style.left[1]
+    needed = TIGHTEST * width(text) + _free_width(text, style.spacing[1], left)
+    if needed > style.width:
+        raise StyleError(_too_wide(text, needed, style))
+    if style.baseline is None:
+        top, bottom = min(box.top for box in boxes.values()), max(box.bottom for box in boxes.values())
+        needed = TIGHTEST * (bottom - top + 2 * style.bounce) + FREE_HEIGHT
+        if needed > style.height:
+            raise StyleError(_too_high(text, needed, style))
+
+
+class _Box(NamedTuple):
+    """The most that a character takes in any of the fonts, at its narrowest; its ink below the baseline."""
+
+    width: float
+    top: float
+    bottom: float
+
+
+def _largest_box(style: Style, character: str, fonts: Sequence[Path]) -> _Box:
+    """Return what a character takes at most: each part of it for itself, so no letter that is drawn takes more."""
+    angle = math.radians(style.rotation)
+    own_width, narrowest = style.own_width[1], TIGHTEST * style.letter_width[0]
+    leaning = math.sin(angle) + style.shear  # of the height, to either side
+    rising = math.sin(angle) * own_width * style.letter_width[1]  # of the width, up or down
+    standing = 1 + math.sin(angle) * style.shear  # of the height
+    boxes = []
+    for font in fonts:
+        glyph = load_glyph(font, character)
+        for digit_height, stroke in itertools.product(style.digit_height, style.stroke):
+            thicker, scale = _weights(style, [font], digit_height, stroke)[font]
+            width, height = ((side + 2 * thicker) * scale for side in glyph.size)
+            middle = (glyph.corner[1] + glyph.size[1] / 2) * scale
+            half = (rising * width + standing * height) / 2
+            boxes.append(_Box(own_width * narrowest * width + leaning * height, middle - half, middle + half))
+    return _Box(max(b.width for b in boxes), min(b.top for b in boxes), max(b.bottom for b in boxes))
 
 
 def draw_word(rng: Generator, style: Style, text: str, fonts: Sequence[Path]) -> Pixels:
@@ -76,7 +128,7 @@ class _Weight(NamedTuple):
 def _draw_text(rng: Generator, style: Style, text: str, fonts: Sequence[Path], papers: Sequence[Pixels]) -> None:
     """Draw each letter of a word on its paper (H, W); several letters may share one.
 
-    A word that is too wide is narrowed, a word that is too high is made smaller.
+    A word that is too wide is narrowed, one that is still too wide or too high is made smaller.
 
     Raises:
         StyleError: if it would have to be narrower or smaller than TIGHTEST allows.
@@ -86,11 +138,11 @@ def _draw_text(rng: Generator, style: Style, text: str, fonts: Sequence[Path], p
     letter_width, space = pick(rng, style.letter_width), pick_whole(rng, style.spacing)
     letters = _pick_letters(rng, style, text, faces, _weights(style, faces, digit_height, stroke))
     left = None if style.left is None else pick_whole(rng, style.left)
-    letter_width = min(letter_width, _greatest_letter_width(style, text, letters, space, left))
+    letter_width, smaller = _fit_width(style, text, letters, letter_width, space, left)
     if style.baseline is None:
-        smaller, baseline = _fit_height(style, text, letters, letter_width)
+        smaller, baseline = _fit_height(style, text, letters, letter_width, smaller)
     else:
-        smaller, baseline = 1.0, pick_whole(rng, style.baseline)
+        baseline = pick_whole(rng, style.baseline)
     widths = [(letter.across * letter_width + letter.leaning) * smaller for letter in letters]
     pen = round((style.width - sum(widths) - space * (len(text) - 1)) / 2) if left is None else left
 
@@ -157,24 +209,44 @@ def _pick_turn(rng: Generator, style: Style) -> Transform:
     return (cosine, cosine * slant - sine, sine, sine * slant + cosine)
 
 
-def _greatest_letter_width(style: Style, text: str, letters: Sequence[_Letter], space: int, left: int | None) -> float:
-    """Return the greatest `letter_width` at which the word fits its image.
+def _fit_width(
+    style: Style, text: str, letters: Sequence[_Letter], letter_width: float, space: int, left: int | None
+) -> tuple[float, float]:
+    """Return a `letter_width`, and by which factor the word must then be made smaller (1: not at all), to fit in.
 
     Raises:
-        StyleError: if that is below TIGHTEST of the least that the style asks for.
+        StyleError: if the factor is below TIGHTEST.
     """
-    across = sum(letter.across for letter in letters)
+    across, leaning = (sum(sides) for sides in zip(*((each.across, each.leaning) for each in letters), strict=True))
+    free_width = _free_width(text, space, left)
+    greatest, narrowest = (style.width - leaning - free_width) / across, TIGHTEST * style.letter_width[0]
+    if greatest >= narrowest:
+        return min(letter_width, greatest), 1.0
+    whole = narrowest * across + leaning
+    smaller = (style.width - free_width) / whole
+    if smaller < TIGHTEST:
+        raise StyleError(_too_wide(text, TIGHTEST * whole + free_width, style))
+    return narrowest, smaller
+
+
+def _free_width(text: str, space: int, left: int | None) -> float:
+    """Return how much of an image's width the letters of a word leave free."""
     sides = 2 * SIDE if left is None else left + 2 * SIDE + space
-    used_width = sum(letter.leaning for letter in letters) + space * (len(text) - 1) + sides
-    greatest, narrowest = (style.width - used_width) / across, TIGHTEST * style.letter_width[0]
-    if greatest < narrowest:
-        needed = narrowest * across + used_width
-        raise StyleError(f"the text {text!r} does not fit: it needs a width of {needed:.0f} pixels, not {style.width}")
-    return greatest
+    return space * (len(text) - 1) + sides
 
 
-def _fit_height(style: Style, text: str, letters: Sequence[_Letter], letter_width: float) -> tuple[float, int]:
-    """Return by which factor the word must be made smaller to fit its image (1: it fits), and the baseline's y then.
+def _too_wide(text: str, needed: float, style: Style) -> str:
+    return f"the text {text!r} does not fit: it needs a width of {needed:.0f} pixels, not {style.width}"
+
+
+def _too_high(text: str, needed: float, style: Style) -> str:
+    return f"the text {text!r} does not fit: it needs a height of {needed:.0f} pixels, not {style.height}"
+
+
+def _fit_height(
+    style: Style, text: str, letters: Sequence[_Letter], letter_width: float, smaller: float
+) -> tuple[float, int]:
+    """Return by which factor the word must be made smaller to fit its image, `smaller` at most, and the baseline's y.
 
     Raises:
         StyleError: if the factor is below TIGHTEST.
@@ -184,12 +256,9 @@ def _fit_height(style: Style, text: str, letters: Sequence[_Letter], letter_widt
     ]
     top = min(letter.middle - height / 2 for letter, height in zip(letters, heights, strict=True))
     bottom = max(letter.middle + height / 2 for letter, height in zip(letters, heights, strict=True))
-    smaller = min((style.height - FREE_HEIGHT) / (bottom - top), 1.0)
+    smaller = min((style.height - FREE_HEIGHT) / (bottom - top), smaller)
     if smaller < TIGHTEST:
-        needed = TIGHTEST * (bottom - top) + FREE_HEIGHT
-        raise StyleError(
-            f"the text {text!r} does not fit: it needs a height of {needed:.0f} pixels, not {style.height}"
-        )
+        raise StyleError(_too_high(text, TIGHTEST * (bottom - top) + FREE_HEIGHT, style))
     return smaller, round((style.height - bottom * smaller - top * smaller) / 2)
 
 

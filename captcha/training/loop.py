@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -27,6 +27,9 @@ from captcha.training.schedule import Schedule, Standing
 
 DIAGNOSED_EPOCH = 5
 """Before this epoch, empty readings do not mean that the training is stuck."""
+
+DIVERGED_FACTOR = 2
+"""A validation loss so many times that of a model that knows nothing is a diverged training's."""
 
 OVERFITTED_MATCH = 0.5
 OVERFITTED_SHARE = 0.1  # a training loss below this share of the validation loss
@@ -234,6 +237,31 @@ def diagnosis(last: EpochResult) -> str | None:
             "more images will help, more epochs will not; check the labels too"
         )
     return None
+
+
+def divergence(
+    history: Sequence[Mapping[str, float]], kept_epoch: int, ignorant_loss: float, learning_rate: float
+) -> str | None:
+    """Return in one line that a training has diverged as of the epoch kept; None where it has not.
+
+    It has where the model is much worse than one that knows nothing, on the validation images and also on those that
+    it learns from: a model that has learned those by heart is only worse on the others.
+
+    Args:
+        history: the metrics of all epochs from 0 on.
+        kept_epoch: the one whose model is kept.
+        ignorant_loss: what a model that knows nothing loses on an image, at least; epoch 0 may lose more.
+        learning_rate: the highest of the training.
+    """
+    ignorant = max(ignorant_loss, history[0]["val/loss"])
+    kept = history[kept_epoch]
+    if kept["val/loss"] <= DIVERGED_FACTOR * ignorant or kept.get("train/loss", 0.0) < ignorant:
+        return None
+    return (
+        f"the training has diverged: after epoch {kept_epoch} its loss is {kept['val/loss']:.1f} on the validation "
+        f"images, of a model that knows nothing {ignorant:.1f}; train again with a lower learning rate than "
+        f"{learning_rate:g}"
+    )
 
 
 def ctc_loss(log_probs: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from captcha.drawing.fonts import Pixels, default_fonts
+from captcha.drawing.fonts import Pixels, default_fonts, fonts_for
 from captcha.drawing.rendering import draw
-from captcha.drawing.styles import Style, StyleError, load_style
-from captcha.drawing.word import draw_word
+from captcha.drawing.styles import STYLES, Style, StyleError, load_style
+from captcha.drawing.word import TIGHTEST, check_fits, draw_word
 
 FONTS = default_fonts()[-2:]  # a bold and a regular one
 KAPTCHA = load_style("kaptcha")
@@ -174,3 +174,49 @@ def test_the_space_that_a_text_needs_is_enough() -> None:
     for side, too_few in (("width", 20), ("height", 12)):
         enough = Style(texts=("mmmgm",), stroke=5).model_copy(update={side: needed(**{side: too_few}) + 1})
         assert len(draw(enough, 1, seed=0, fonts=FONTS[:1])) == 1
+
+
+# Styles whose random texts nearly fit
+
+
+NARROW = Style(characters="il1mw", lengths=(6, 6), width=100, stroke=5, spacing=(1, 3))
+"""Texts of i and l have room to spare, and 'mwmmww' needs more than the image's width at half of its letters' width."""
+
+
+def test_a_random_text_that_is_too_wide_at_half_of_its_width_is_drawn_smaller() -> None:
+    smaller = Style(texts=("mwmwmw",), **NARROW.model_dump(exclude={"texts"}))
+    for seed in range(10):
+        marks = ink(draw_word(np.random.default_rng(seed), smaller, "mwmwmw", FONTS[:1]))
+        columns, rows = (np.flatnonzero(marks.any(axis=axis)) for axis in (0, 1))
+        assert 0 < columns[0] < columns[-1] < 99
+        usual = ink(draw_word(np.random.default_rng(seed), smaller, "mwm", FONTS[:1]))
+        assert TIGHTEST * 0.9 < len(rows) / np.count_nonzero(usual.any(axis=1)) < 0.98
+
+
+@pytest.mark.parametrize("name", ["narrow", *STYLES])
+@pytest.mark.parametrize(("side", "least"), [("width", 16), ("height", 16)])
+def test_of_a_style_that_is_let_in_every_text_can_be_drawn(name: str, side: str, least: int) -> None:
+    style = NARROW if name == "narrow" else load_style(name)
+    fonts, _ = fonts_for(style, default_fonts())
+
+    def is_let_in(size: int) -> bool:
+        try:
+            check_fits(style.model_copy(update={side: size}), fonts)
+        except StyleError:
+            return False
+        return True
+
+    tightest = next(size for size in range(least, 600) if is_let_in(size))
+    assert tightest < getattr(style, side)  # the style itself is let in with room to spare
+    draw(style.model_copy(update={side: tightest}), 150, seed=0, fonts=fonts)
+
+
+def test_a_style_some_of_whose_texts_can_not_be_drawn_is_told_before_any_is() -> None:
+    hopeless = NARROW.model_copy(update={"width": 70})
+    assert draw(hopeless.model_copy(update={"characters": "il1"}), 1, seed=0, fonts=FONTS)  # most texts would fit
+    with pytest.raises(StyleError, match=r"^the text '[mw]{6}' does not fit: it needs a width of \d+ pixels, not 70$"):
+        check_fits(hopeless, FONTS)
+    with pytest.raises(StyleError, match=r"^the text 'mwmwmw' does not fit: it needs a width of \d+ pixels, not 70$"):
+        check_fits(hopeless.model_copy(update={"texts": ("ill", "mwmwmw", "l")}), FONTS)
+    with pytest.raises(StyleError, match=r"does not fit: it needs a height of \d+ pixels, not 16$"):
+        check_fits(Style(characters="gfj", height=16), FONTS)

@@ -28,6 +28,7 @@ from captcha.training.loop import (
     TrainingState,
     ctc_loss,
     diagnosis,
+    divergence,
     make_optimizer,
     train_epochs,
 )
@@ -540,3 +541,22 @@ def test_the_first_epochs_are_not_judged() -> None:
     assert diagnosis(epoch(0, stuck, None, 9.0)) is None
     assert diagnosis(epoch(1, stuck, 9.0, 9.0)) is None
     assert diagnosis(epoch(5, stuck, 9.0, 9.0)) is not None
+
+
+def test_a_training_has_diverged_where_it_is_worse_than_nothing_on_all_images() -> None:
+    before = {"val/loss": 6.0}
+    line = divergence([before, {"val/loss": 47.0, "train/loss": 20.0}], 1, 4.8, 0.5)
+    assert line == (
+        "the training has diverged: after epoch 1 its loss is 47.0 on the validation images, of a model that knows "
+        "nothing 6.0; train again with a lower learning rate than 0.5"
+    )
+    for kept in (
+        {"val/loss": 47.0, "train/loss": 0.1},
+        {"val/loss": 11.0, "train/loss": 7.0},
+    ):  # by heart; a slow start
+        assert divergence([before, kept], 1, 4.8, 0.5) is None
+    diverged = {"val/loss": 47.0, "train/loss": 20.0}
+    assert divergence([before, {"val/loss": 1.0, "train/loss": 1.0}, diverged], 1, 4.8, 0.5) is None  # it is not kept
+    assert divergence([before, diverged], 0, 4.8, 0.5) is None
+    started = [{"val/loss": 0.1}, {"val/loss": 0.4, "train/loss": 0.5}]  # from a model that reads well
+    assert divergence(started, 1, 4.8, 0.5) is None
