@@ -22,6 +22,14 @@ class CaptchaError(ValueError):
     """An error that a person caused and can mend; its one line says what is wrong, where, and what to do."""
 
 
+def is_folder(model: "str | Path") -> bool:
+    """Return whether a model is named by its folder; no name at all, or one too long for a path, names none."""
+    try:
+        return bool(str(model)) and Path(model).is_dir()
+    except OSError:
+        return False
+
+
 def load(model: "str | Path") -> "Recognizer":
     """Return the recogniser of a model; its `read` takes a path, bytes, a uint8 array, a PIL image, or a list.
 
@@ -32,7 +40,7 @@ def load(model: "str | Path") -> "Recognizer":
         CaptchaError: there is no such model, or its files are damaged.
     """
     # Imported here, so that `import captcha` itself loads nothing heavy.
-    if str(model) and Path(model).is_dir():
+    if is_folder(model):
         from captcha.reading.recognizer import Recognizer
 
         return Recognizer.load(Path(model))
@@ -40,8 +48,8 @@ def load(model: "str | Path") -> "Recognizer":
     names_folder = isinstance(model, Path) or not model or "/" in model or "\\" in model
     if names_folder and not str(model).startswith(("models:", "runs:")):
         raise CaptchaError(
-            f"{str(model)!r} names no model: there is no such folder; use models:/NAME@ALIAS, models:/NAME/VERSION, "
-            "runs:/RUN_ID or a recogniser's folder"
+            f"{str(model)!r:.200} names no model: there is no such folder; use models:/NAME@ALIAS, "
+            "models:/NAME/VERSION, runs:/RUN_ID or a recogniser's folder"
         )
     collecting = gc.isenabled()
     gc.disable()  # MLflow's import makes a million objects and no garbage: looking for some takes a fifth of its time

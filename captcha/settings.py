@@ -30,8 +30,8 @@ ModelName = Annotated[
     str, Field(pattern=MODEL_NAME_PATTERN, max_length=MODEL_NAME_LENGTH, description="name of the registered model")
 ]
 StyleName = Annotated[str | None, OrNone]
-Epochs = Annotated[int, Field(ge=1)]
-BatchSize = Annotated[int, Field(description="images in a training step")]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+BatchSize = Annotated[int, Field(le=4096, description="images in a training step")]
 LearningRate = Annotated[float, Field(gt=0, le=1, description="Adam's highest learning rate")]
 OnProblems = Annotated[
     Literal["stop", "leave-out"],
@@ -40,6 +40,7 @@ OnProblems = Annotated[
 SEEDS = 2**32
 """Seeds are below it, as NumPy joins 32-bit words: a larger seed would stand for another one with another number."""
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+MAX_HEIGHT = 256
 IMAGE_MEMORY = 500
 ImageMemory = Annotated[
     int, Field(ge=0, description="MB of decoded images to keep in memory; the others are decoded anew each time")
@@ -101,7 +102,9 @@ class TrainSettings(Settings):
     vocabulary: Annotated[str | None, OrNone] = Field(
         None, min_length=1, description="characters to tell apart; none: those of the labels and the drawn style"
     )
-    height: int = Field(64, ge=32, le=256, multiple_of=16, description="height in pixels that images are resized to")
+    height: int = Field(
+        64, ge=32, le=MAX_HEIGHT, multiple_of=16, description="height in pixels that images are resized to"
+    )
     epochs: Epochs = Field(50, description="maximum number of epochs")
     batch_size: BatchSize = Field(16, ge=1)
     learning_rate: LearningRate = 0.001
@@ -154,7 +157,7 @@ class AdaptSettings(Settings):
         0.9, gt=0, lt=1, description="probability of a whole text from which on its reading counts as confident"
     )
     rounds: int = Field(
-        8, ge=1, description="maximum number of rounds; the first that adds no confident reading is the last"
+        8, ge=1, le=1000, description="maximum number of rounds; the first that adds no confident reading is the last"
     )
     epochs: Epochs = Field(4, description="epochs in a round")
     batch_size: BatchSize = Field(16, ge=2)
@@ -174,7 +177,7 @@ class BudgetSettings(Settings):
     labels: str = Field(
         "0,10,25,50,100,250,all", description="numbers of labels to train with; all: all but the test's"
     )
-    seeds: int = Field(3, ge=1, description="trainings for each number of labels, each on a split of its own")
+    seeds: int = Field(3, ge=1, le=100, description="trainings for each number of labels, each on a split of its own")
     drawn: StyleName = Field(
         "kaptcha", description="style of the trainings with drawn images; none: train on labels alone"
     )

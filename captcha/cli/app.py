@@ -6,7 +6,9 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,6 +17,8 @@ from pydantic import ValidationError
 from captcha import CaptchaError, __version__
 from captcha.cli import commands
 from captcha.cli.terminal import complain, show_messages
+from captcha.data.disk import full_disk
+from captcha.settings import project_root
 from captcha.tracking import signals
 
 app = typer.Typer(
@@ -73,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         said = complain(error.format_message())
         code = 2
     except Exception as error:
-        if (explanation := _explain(error)) is None:
+        if (explanation := _explain(error, arguments)) is None:
             raise
         said = complain(explanation)
         code = getattr(error, "exit_code", 2)
@@ -99,13 +103,18 @@ def _tag_unused_run(arguments: Sequence[str], said: str, status: str | None) -> 
     subprocess.run([sys.executable, "-c", program, json.dumps([tags, status])], stderr=subprocess.DEVNULL)
 
 
-def _explain(error: Exception) -> str | None:
+def _explain(error: Exception, arguments: Sequence[str]) -> str | None:
     """Return the line for an error that a person can cause and mend, None for a fault of the program."""
     if isinstance(error, ValidationError):
         return "; ".join(
             "".join(f"--{field}: ".replace("_", "-") for field in detail["loc"]) + detail["msg"]
             for detail in error.errors()
         )
-    # MLflow is not imported to ask: what it raised has imported it.
-    from_mlflow = any(kind.__name__ == "MlflowException" for kind in type(error).__mro__)
-    return str(error) if from_mlflow or isinstance(error, CaptchaError | OSError) else None
+    # Neither is imported to ask: what they raised has imported them.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if not kinds & {"MlflowException", "SQLAlchemyError"} and not isinstance(error, CaptchaError | OSError):
+        return None
+    database = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///").partition("sqlite:///")[2]
+    named = [each for each in (*arguments, tempfile.gettempdir(), database) if not each.startswith("-")]
+    written = [*map(Path, named), project_root() / "mlruns"]
+    return full_disk(error, written) or str(error).partition("[SQL:")[0]  # SQLAlchemy's statement tells nobody anything

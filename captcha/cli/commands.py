@@ -44,6 +44,7 @@ from captcha.cli.terminal import (
 )
 from captcha.settings import (
     CHAMPION_URI,
+    MAX_HEIGHT,
     MODEL_NAME,
     NONE,
     SEEDS,
@@ -126,7 +127,7 @@ def predict(
     decoder: Annotated[
         Literal["greedy", "beam"], typer.Option(help="greedy (most likely path), or beam (most likely text, slower)")
     ] = "greedy",
-    beam_width: Annotated[int, typer.Option(min=1, help="texts that beam keeps at each frame")] = 10,
+    beam_width: Annotated[int, typer.Option(min=1, max=100, help="texts that beam keeps at each frame")] = 10,
     as_json: Json = False,
 ) -> None:
     """Read images with a trained model.
@@ -137,10 +138,15 @@ def predict(
     from captcha.data.folders import images_in
     from captcha.jobs.predict import predict as job
 
-    files = [image for file in files for image in (images_in(file) if file.is_dir() else [file])]
-    readings = job(files, model, decoder, beam_width)
+    images: list[Path] = []
+    for file in files:
+        found = images_in(file) if file.is_dir() else [file]
+        images += found
+        if not found:
+            raise typer.BadParameter(f"no images in {file.absolute()}")
+    readings = job(images, model, decoder, beam_width)
     rows: list[dict[str, Any]] = []
-    for file, reading in zip(files, readings, strict=True):
+    for file, reading in zip(images, readings, strict=True):
         if isinstance(reading, ValueError):
             complain(str(reading))
             rows.append({"file": str(file), "error": str(reading)})
@@ -275,7 +281,10 @@ def check(
     data: DataArgument,
     vocabulary: Annotated[str, typer.Option(help="characters that labels may hold; none allows all")] = NONE,
     height: Annotated[
-        int, typer.Option(min=1, help="height in pixels to resize images to; it limits the length of labels")
+        int,
+        typer.Option(
+            min=1, max=MAX_HEIGHT, help="height in pixels to resize images to; it limits the length of labels"
+        ),
     ] = DEFAULTS.height,
     problems: Problems = "stop",
     as_json: Json = False,

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -72,6 +73,7 @@ def say_loading(libraries: str) -> None:
 def complain(message: str) -> str:
     """Print an error as one line, and return that."""
     line = " ".join(message.replace("Value error, ", "").split())  # pydantic's prefix tells a person nothing
+    line = re.sub(r"(?<=://)[^/@\s]*@", "", line)  # a URI's name and password
     typer.echo(f"captcha: {line}", err=True)
     return line
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -81,7 +82,7 @@ def read_samples(
     folder = Path(folder)
     _refuse_unreadable(folder)
     problems: list[Problem] = []
-    texts = _listed_texts(folder, problems) if (folder / LABELS_FILE).is_file() else _named_texts(folder, problems)
+    texts = _listed_texts(folder, problems) if (folder / LABELS_FILE).exists() else _named_texts(folder, problems)
     found = _find_all(folder, list(texts), height, problems, progress, memory)
     for name, text in texts.items():
         problems += label_problems(name, text, found[name].width if name in found else None, vocabulary)
@@ -199,11 +200,16 @@ def _listed_texts(folder: Path, problems: list[Problem]) -> dict[str, str]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
             rows = csv.DictReader(stream, skipinitialspace=True, strict=True)
-            if not {"file", "label"} <= set(rows.fieldnames or ()):
+            columns = Counter(rows.fieldnames or ())
+            if not {"file", "label"} <= columns.keys():
                 raise DataError(f"{table}: needs the columns file,label; its first line is {rows.fieldnames}")
+            if twice := [name for name in ("file", "label") if columns[name] > 1]:
+                raise DataError(f"{table}: has the column {twice[0]} {columns[twice[0]]} times; leave one of them")
             for row in rows:
                 _add_row(folder, rows.line_num, row, texts, problems)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise DataError(f"{table}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: cannot be read: {error}") from error
     if not texts:
         raise DataError(f"{table}: names no image in this folder")
@@ -262,7 +268,10 @@ def write_folder(folder: Path, labelled: Iterable[tuple[str, Image]]) -> None:
     folder = folder.absolute()
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # left behind by a process that was killed
-    unfinished.mkdir(parents=True)
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise OSError(f"{folder} cannot be made: {error.strerror}") from None
     try:
         _write_files(unfinished, labelled)
         if folder.exists():

@@ -28,7 +28,7 @@ from captcha.tracking.descriptions import run_name
 from captcha.tracking.entries import log_metrics, log_tables
 from captcha.tracking.models import log_seen, log_weights
 from captcha.tracking.records import ImageSet, log_facts, log_left_out, log_predictions, log_settings
-from captcha.tracking.runs import NOTE, active_folder, tracked_run
+from captcha.tracking.runs import NOTE, active_folder, connect, tracked_run
 from captcha.tracking.unfinished import Asked, Parts, refuse_changes, taken_up
 from captcha.training import recipe as recipes
 from captcha.training.checkpoint import Checkpoint
@@ -115,6 +115,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
     settings, unfinished = taken_up(settings, "adapt")
     folder = parse_folder(settings.data)
     sources = Sources(folder, drawn=parse_style(settings.drawn) if settings.drawn else None)
+    connect(writing=True)  # a store that does not answer is told before images are read
     parent, checkpoint = training.read_parent(training.initial_model(settings.model, unfinished))
     if sources.drawn:  # an error in the style is raised before any image is read
         sources.drawn.samples(checkpoint.height, settings.seed, vocabulary=checkpoint.vocabulary)

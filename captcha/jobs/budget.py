@@ -69,7 +69,7 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
     settings, unfinished = taken_up(settings, "budget")
     folder = parse_folder(settings.data)
     style = parse_style(settings.drawn) if settings.drawn else None
-    connect()  # a store that does not answer is told before images are read
+    connect(writing=True)  # a store that does not answer is told before images are read
     parent = training.read_parent(training.initial_model(settings.init, unfinished)) if settings.init else None
     height = parent[1].height if parent else DEFAULTS.height
     if style:

@@ -59,7 +59,7 @@ def compare(first: str, second: str, folder: str) -> CompareOutcome:
         RecognizerError: a model's files are damaged.
     """
     source = parse_folder(folder)
-    connect()
+    connect(writing=True)  # a store that does not answer is told before images are read
     (first, second), names = _resolved(first, second)
     recognizers = [captcha.load(first), captcha.load(second)]
     memory = ImageMemory(IMAGE_MEMORY)

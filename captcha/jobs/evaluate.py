@@ -71,7 +71,7 @@ def evaluate(folder: str, model: str, problems: OnProblems = "stop") -> Evaluate
         SeenError: the model's training saw every image of the folder.
     """
     source = parse_folder(folder)
-    connect()  # a store that does not answer is told before images are read
+    connect(writing=True)  # a store that does not answer is told before images are read
     resolved = resolve(model)  # once: an alias may move meanwhile
     recognizer = captcha.load(resolved.uri)
     seen = load_seen(resolved.run, resolved.uri) if resolved.run else SeenPixels.not_noted(resolved.uri)

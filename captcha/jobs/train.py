@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import tempfile
 import time
 from collections import Counter
@@ -44,7 +45,15 @@ from captcha.training import recipe as recipes
 from captcha.training.batches import Batches
 from captcha.training.checkpoint import Checkpoint, CheckpointError, warm_start
 from captcha.training.export import to_onnx, torch_recognizer
-from captcha.training.loop import EpochResult, TrainingError, TrainingState, choose_device, diagnosis, train_epochs
+from captcha.training.loop import (
+    EpochResult,
+    TrainingError,
+    TrainingState,
+    choose_device,
+    diagnosis,
+    divergence,
+    train_epochs,
+)
 from captcha.training.model import Crnn
 from captcha.training.recipe import Recipe
 from captcha.training.schedule import Schedule
@@ -83,7 +92,7 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
     """
     settings, unfinished = taken_up(settings, "train")
     sources = parse_sources(settings)
-    connect()  # a store that does not answer is told before images are read
+    connect(writing=True)  # a store that does not answer is told before images are read
     parent = parent_of(settings, unfinished)
     left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
     split = split_of(settings, sources, left_out)
@@ -422,6 +431,10 @@ def fit(
             state.keep(len(history) - 1)
         elif last:
             _warn(diagnosis(last))
+        texts = [sample.text for sample in split.validation]
+        ignorant_loss = len("".join(texts)) / len(texts) * math.log(model.vocabulary.classes)
+        if diverged := divergence(history, state.kept_epoch, ignorant_loss, schedule.learning_rate):
+            raise TrainingError(f"{diverged}; nothing is registered")
         log_metrics({"best_epoch": state.kept_epoch})
     trained = state.average.cpu().to(memory_format=torch.contiguous_format)
     if state.kept:

@@ -22,13 +22,15 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 import captcha
+from captcha.data.disk import full_disk
 from captcha.data.seen import SeenError, SeenPixels
 from captcha.reading.recognizer import ARTIFACT, Recognizer
 from captcha.settings import CHAMPION, CHAMPION_URI, MODEL_NAME
-from captcha.tracking.entries import log_file, log_tags
 from captcha.tracking.digests import FILES_TAG, check_files, files_tag
+from captcha.tracking.entries import log_file, log_tags
 from captcha.tracking.naming import meant
 from captcha.tracking.runs import RegistryError, active_outbox, connect
+from captcha.tracking.store import cause, stored_in
 
 WEIGHTS_FOLDER, WEIGHTS_FILE = "weights", "model.safetensors"
 """Where a run keeps the weights that another training can start from; their sha256 is a tag of the run."""
@@ -71,8 +73,8 @@ def load_recognizer(model_uri: str) -> Recognizer:
         RecognizerError: if its files are damaged.
     """
     connect()
-    if not model_uri.startswith(("models:/", "runs:/")):
-        raise RegistryError(f"{model_uri!r} names no model: there is no such folder; {meant(model_uri)}")
+    if not _is_model_uri(model_uri):
+        raise _names_none(model_uri)
     with tempfile.TemporaryDirectory() as folder:
         return Recognizer.load(download(model_uri, Path(folder)) / "artifacts" / ARTIFACT)
 
@@ -113,11 +115,25 @@ def download(model_uri: str, folder: Path) -> Path:
     return path
 
 
+def _is_model_uri(uri: str) -> bool:
+    """Return whether a URI is of one of the forms that are taken; MLflow would follow others, to any file."""
+    return any(form.fullmatch(uri) for form in (RUN_URI, MODEL_URI, VERSION_URI))
+
+
+def _names_none(uri: str) -> RegistryError:
+    """Return the error for what names no model; only a folder has no prefix."""
+    no_folder = "" if uri.startswith(("models:", "runs:")) else "there is no such folder; "
+    return RegistryError(f"{uri!r:.200} names no model: {no_folder}{meant(uri)}")
+
+
 def _no_model(uri: str, error: Exception) -> RegistryError:
     """Return the error for a URI that MLflow cannot follow: what may have been meant, or what MLflow says."""
-    if (uri.startswith("models:") and _unknown(error)) or uri in ("models:/", "runs:/"):
-        return RegistryError(f"{uri!r} names no model: {meant(uri)}")
-    return RegistryError(f"{uri}: {first_line(error)}; train one first, or name another")
+    if uri.startswith("models:") and _unknown(error):
+        return _names_none(uri)
+    if _unknown(error):
+        return RegistryError(f"{uri}: {first_line(error)}; train one first, or name another")
+    full = full_disk(error, [Path(tempfile.gettempdir()), *map(Path, stored_in())])
+    return RegistryError(full or f"{uri}: {first_line(error)}")
 
 
 def _unknown(error: Exception) -> bool:
@@ -144,12 +160,11 @@ def resolve(model: str) -> Resolved:
     Raises:
         RegistryError: there is no such model.
     """
-    if model and Path(model).is_dir():
+    if captcha.is_folder(model):
         return Resolved(model)
-    if not model.startswith(("models:/", "runs:/")):
-        connect()
-        raise RegistryError(f"{model!r} names no model: there is no such folder; {meant(model)}")
     connect()
+    if not _is_model_uri(model):
+        raise _names_none(model)
     client = MlflowClient()
     try:
         if match := MODEL_URI.fullmatch(model):
@@ -158,7 +173,7 @@ def resolve(model: str) -> Resolved:
         uri, run_id = _run_behind(client, model)
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise RegistryError(f"{model}: {first_line(error)}; train one first, or name another") from None
+        raise _no_model(model, error) from None
     model_id = logged_model(client, run).model_id
     if match := re.fullmatch(r"models:/(.+)/(\d+)", uri):
         return Resolved(uri, match[1], int(match[2]), model_id, run)
@@ -229,7 +244,7 @@ def _run_behind(client: MlflowClient, uri: str) -> tuple[str, str]:
         return uri, match[1]
     match = VERSION_URI.fullmatch(uri)
     if not match:
-        raise RegistryError(f"{uri!r} names no model: {meant(uri)}")
+        raise _names_none(uri)
     version = _registered(client, *match.groups())
     if not version.run_id:
         raise RegistryError(f"{uri}: the registry does not know which run trained it; name another")
@@ -447,5 +462,5 @@ def logged_model(client: MlflowClient, run: Run) -> LoggedModel:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Return in one line why something failed."""
+    return cause(error)

@@ -17,9 +17,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from captcha import CaptchaError
+from captcha.data.disk import full_disk
 from captcha.settings import EXPERIMENT_NAME, project_root
 from captcha.tracking import signals
 from captcha.tracking.outbox import PATIENCE, Outbox, Unsent, is_outage
+from captcha.tracking.store import StoreError, cause, check_store
 from captcha.tracking.unfinished import Asked, Process, Unfinished, folder_of, unfinished_runs
 from captcha.tracking.view import write_view
 
@@ -41,10 +43,13 @@ class RegistryError(CaptchaError):
     """A run or model that MLflow does not have, or not whole; one line that says what to do."""
 
 
-def connect() -> None:
-    """Point MLflow at the project's own mlflow.db, unless the person has set a tracking server.
+def connect(writing: bool = False) -> None:
+    """Point MLflow at the project's own mlflow.db, unless the person has set a tracking server; see that it answers.
 
-    Bare `mlflow ui` in the project's folder shows the same database.
+    Bare `mlflow ui` in the project's folder shows the same database. `writing` is for commands that make a run.
+
+    Raises:
+        StoreError: the store of runs, or that of models, cannot be used.
     """
     # Lines that say nothing to a person: bars for files that are here already, migrations of a new database.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -53,15 +58,22 @@ def connect() -> None:
     if not mlflow.is_tracking_uri_set():
         database = project_root() / "mlflow.db"
         if not database.exists():
+            check_store(f"sqlite:///{database}")  # whether its folder may be written
             _make_database(database)
         mlflow.set_tracking_uri(f"sqlite:///{database}")
+    for uri in dict.fromkeys((mlflow.get_tracking_uri(), mlflow.get_registry_uri())):
+        check_store(uri, writing)
 
 
 def _make_database(database: Path) -> None:
     """Let MLflow make its tables in a file aside, then give that its name: two processes in one file would clash."""
     with tempfile.TemporaryDirectory(dir=database.parent, prefix=".mlflow-", ignore_cleanup_errors=True) as aside:
         made = Path(aside, database.name)
-        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        try:
+            MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        except Exception as error:  # MLflow's, SQLAlchemy's or the system's: all name the file aside
+            full = full_disk(error, [database.parent, Path(tempfile.gettempdir())])
+            raise StoreError(full or f"the database {database} cannot be made: {cause(error)}") from None
         with contextlib.suppress(OSError):  # another was faster, or there are no hard links: then MLflow does it
             os.link(made, database)
 
@@ -107,7 +119,7 @@ def tracked_run(
     """
     left = None
     if not nested:
-        connect()
+        connect(writing=True)
         end_stale_runs()
         left = _leave_run_elsewhere(always=resumed is not None)
         if "MLFLOW_RUN_ID" not in os.environ and not resumed:
@@ -130,7 +142,7 @@ def tracked_run(
         _end(begun, "KILLED", "The tracking server was away.")
         raise
     except BaseException as error:
-        _end(begun, "FAILED", f"Failed: {error or type(error).__name__}")
+        _end(begun, "FAILED", f"Failed: {error or type(error).__name__}", getattr(error, "resumable", True))
         raise
     _end(begun, "FINISHED")
 
@@ -203,7 +215,7 @@ class _Monitor(SystemMetricsMonitor):
             each.clear_metrics()
 
 
-def _end(begun: _Open | None, status: str, note: str | None = None) -> None:
+def _end(begun: _Open | None, status: str, note: str | None = None, resumable: bool = True) -> None:
     """End the run; MLflow's lines about it go to standard error, as standard output is for results.
 
     What the tracking server has not taken yet waits a while for it, and then stays on disk. A nested run does not
@@ -218,7 +230,7 @@ def _end(begun: _Open | None, status: str, note: str | None = None) -> None:
             begun.monitor.finish()  # type: ignore[no-untyped-call]
         outbox, unfinished = begun.outbox, begun.unfinished
         finished, above = status == "FINISHED", _open[-1] if _open else None
-        asked = unfinished.asked if unfinished.resumable and not finished else None
+        asked = unfinished.asked if unfinished.resumable and resumable and not finished else None
         sent, fault = False, None
         try:
             if note:

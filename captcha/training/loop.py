@@ -40,6 +40,8 @@ Progress = Callable[[range], Iterable[int]]
 class TrainingError(CaptchaError):
     """A training that cannot go on; one line that says why and what to do."""
 
+    resumable = False
+
 
 @dataclass(frozen=True)
 class EpochResult:

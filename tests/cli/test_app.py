@@ -1,5 +1,6 @@
 """The command line; where a command's function is replaced, the test says that it uses a stand-in."""
 
+import errno
 import json
 import logging
 import os
@@ -10,8 +11,10 @@ import sys
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
+import onnx.parser
 import pytest
 from mlflow.exceptions import MlflowException
 
@@ -22,9 +25,10 @@ from captcha.jobs import compare, evaluate, predict, train
 from captcha.jobs.compare import CompareOutcome, Differing
 from captcha.jobs.evaluate import EvaluateOutcome
 from captcha.jobs.train import TrainOutcome
-from captcha.reading import recognizer
+from captcha.reading import recognizer, serving
 from captcha.reading.images import ImageError
-from captcha.reading.recognizer import Reading
+from captcha.reading.recognizer import Reading, save_recognizer
+from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import TrainSettings
 from captcha.tracking import champion, registry, versions, view
 from captcha.tracking.champion import Move
@@ -212,6 +216,8 @@ def test_predict_reads_a_folders_own_images_in_order_and_leaves_hidden_ones_alon
 
 def test_predict_has_the_recognizers_decoders_and_defaults() -> None:
     ours, theirs = signature(commands.predict).parameters, signature(recognizer.Recognizer.read).parameters
+    (options,) = ours["beam_width"].annotation.__metadata__
+    assert options.max == serving.MAX_BEAM_WIDTH
     assert get_args(get_args(ours["decoder"].annotation)[0]) == get_args(recognizer.Decoder)
     assert ours["decoder"].default == theirs["decoder"].default
     assert ours["beam_width"].default == theirs["beam_width"].default
@@ -417,6 +423,13 @@ def test_check_names_characters_outside_the_vocabulary(capsys: Capture, captcha_
         (["evaluate"], "Missing argument 'DIR'"),
         (["evaluate", "no/such"], f"'DIR': no such folder: {Path.cwd() / 'no/such'}"),
         (["check", __file__], f"'DIR': not a folder: {__file__}"),
+        (["check", str(Path(__file__).parent), "--height", "1000000000"], "'--height': .* less than or equal to 256"),
+        (["predict", "x.png", "--beam-width", "1000000"], "'--beam-width': .* less than or equal to 100"),
+        (["predict", str(Path(__file__).parent)], f"no images in {Path(__file__).parent}"),
+        (["predict", "x.png", "--model", "file:///etc"], "'file:///etc' names no model: there is no such folder; use"),
+        (["predict", "x.png", "--model", "http://127.0.0.1:9/x"], "'http://127.0.0.1:9/x' names no model: "),
+        (["train", "--epochs", "1000000000"], "--epochs: .* less than or equal to 100000"),
+        (["train", "--batch-size", "1000000000"], "--batch-size: .* less than or equal to 4096"),
         (["check", str(Path(__file__).parent), "--vocabulary", "aba"], "characters twice: 'a'"),
     ],
 )
@@ -433,9 +446,10 @@ def test_what_a_person_can_mend_is_one_line(arguments: list[str], line: str, cap
         ImageError("x\n  y"),
         RegistryError("x y"),
         MlflowException("x\ny"),
+        MlflowException("x y\n[SQL: SELECT 1]\n(Background on this error at: https://x)"),
         PermissionError("x y"),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=repr,
 )
 def test_errors_for_people_show_no_traceback(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: Capture
@@ -443,6 +457,57 @@ def test_errors_for_people_show_no_traceback(
     monkeypatch.setattr(train, "train", raiser(error))  # a stand-in
     assert run("train") == 2
     assert capsys.readouterr().err == "captcha: x y\n"
+
+
+def test_no_line_holds_the_password_of_a_server(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    error = MlflowException(
+        "API request to https://me:secret@host/api/2.0 failed, postgresql://me:secret@host/runs too"
+    )
+    monkeypatch.setattr(train, "train", raiser(error))  # a stand-in
+    assert run("train") == 2
+    assert capsys.readouterr().err == (
+        "captcha: API request to https://host/api/2.0 failed, postgresql://host/runs too\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        MlflowException("(sqlite3.Op…) database or disk is full\n[SQL: x]"),
+    ],
+    ids=repr,
+)
+def test_a_full_disk_is_one_line_with_its_place(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))  # a stand-in
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "train", raiser(error))
+    assert run("train") == 2
+    assert capsys.readouterr().err == (
+        f"captcha: {'No space left on device' if isinstance(error, OSError) else 'database or disk is full'}: "
+        f"free some space on the disk of {tmp_path}\n"
+    )
+
+
+def test_a_command_leaves_nothing_in_the_temporary_folder(tmp_path: Path, write_image: Callable[..., Path]) -> None:
+    stripes = (Path(__file__).parents[1] / "reading" / "stripes.onnxtxt").read_text()
+    save_recognizer(tmp_path / "model", onnx.parser.parse_model(stripes).SerializeToString(), Vocabulary("abc"), 16)
+    image, temporary, database = write_image(tmp_path / "a.png"), tmp_path / "temporary", tmp_path / "mlflow.db"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary), "MLFLOW_TRACKING_URI": f"sqlite:///{database}"}
+    for code, command in (
+        (0, ("predict", image, "--model", tmp_path / "model")),
+        (2, ("predict", image, "--model", "models:/nobody/1")),
+        (0, ("draw", tmp_path / "drawn", "--count", 2)),
+        (2, ("evaluate", tmp_path / "drawn", "--model", "nobody")),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "captcha", *map(str, command)], env=environment, capture_output=True, text=True
+        )
+        assert (done.returncode, list(temporary.iterdir())) == (code, []), done.stderr
+        assert done.stderr.count("\n") == (code == 2) or code == 0
 
 
 @pytest.mark.parametrize("error", [ValueError("from a library"), RuntimeError("x"), KeyError("x")], ids=repr)

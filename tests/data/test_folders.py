@@ -118,6 +118,17 @@ def test_a_file_that_may_not_be_read_is_a_problem(captcha_folder: Path) -> None:
     assert _kinds(captcha_folder) == {"007.png": ("unreadable image", True)}
 
 
+def test_a_labels_csv_with_a_column_twice_or_that_is_a_folder_is_told(captcha_folder: Path) -> None:
+    table = captcha_folder / "labels.csv"
+    table.write_text("file,label,label\n007.png,007,008\n")
+    with pytest.raises(DataError, match=f"^{table}: has the column label 2 times; leave one of them$"):
+        read_samples(captcha_folder, 32)
+    table.unlink()
+    table.mkdir()
+    with pytest.raises(DataError, match=f"^{table}: cannot be read: Is a directory$"):
+        read_samples(captcha_folder, 32)
+
+
 def test_undecodable_file_names_are_a_problem_that_can_be_printed(captcha_folder: Path, write_image: Write) -> None:
     write_image(captcha_folder / "x.png").rename(captcha_folder / os.fsdecode(b"\xff.png"))
     (problem,) = _problems(captcha_folder)

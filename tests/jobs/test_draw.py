@@ -1,4 +1,5 @@
 import csv
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -185,6 +186,22 @@ def test_a_sheet_shows_the_drawn_images_and_those_beside_them(tmp_path: Path, fo
         assert np.array_equal(page[top : top + 50, left : left + 200], image)
         assert left + 200 <= 3 * 206
     assert (page[:, 3 * 206 :] == 77).all(axis=2).sum() == 3 * 50 * 150  # as high as the drawn ones
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder here that even the superuser may not write")
+def test_a_sheet_that_cannot_be_written_is_told_before_anything_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for sheet, line in (
+        (Path("/proc/self/sheet.png"), "/proc/self/sheet.png cannot be written: "),
+        (tmp_path / "folder.png", f"{tmp_path / 'folder.png'} is a folder: name a file"),
+    ):
+        (tmp_path / "folder.png").mkdir(exist_ok=True)
+        assert run("draw", tmp_path / "out", "--count", 4, "--sheet", sheet) == 2
+        assert re.fullmatch(f"captcha: {line}[^\n]*\n", capsys.readouterr().err)
+        assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+    assert run("draw", "/proc/self/out", "--count", 1) == 2
+    assert re.fullmatch("captcha: /proc/self/out cannot be made: [^\n]*\n", capsys.readouterr().err)
 
 
 def test_a_sheet_shows_images_from_all_over_a_folder(tmp_path: Path) -> None:

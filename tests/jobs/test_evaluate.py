@@ -274,5 +274,5 @@ def test_a_run_a_logged_model_and_a_folder_have_no_version_but_are_named(
 def test_a_model_that_is_not_there_is_one_line_before_any_image_is_read_and_leaves_no_run(
     no_run: NoRun, tmp_path: Path
 ) -> None:
-    with no_run(), pytest.raises(RegistryError, match=r"^models:/nobody@champion: [^\n]*$"):
+    with no_run(), pytest.raises(RegistryError, match=r"^'models:/nobody@champion' names no model: [^\n]*$"):
         evaluate(str(tmp_path), "models:/nobody@champion")

@@ -692,6 +692,21 @@ def test_an_export_that_is_not_the_trained_model_is_not_registered(
     assert "test/exact_match" not in run.data.metrics
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_training_that_has_diverged_names_the_learning_rate_and_registers_nothing(
+    seed: int, folder: Path, quick: Recipe
+) -> None:
+    line = (
+        r"^the training has diverged: after epoch \d its loss is [\d.]+ on the validation images, [^\n]* knows nothing"
+    )
+    with pytest.raises(
+        TrainingError, match=line + r" \d\.\d; train again with a lower learning rate than 1; nothing is "
+    ):
+        train(settings(data=str(folder), name="diverged", learning_rate=1, epochs=2, seed=seed), quick)
+    assert latest_run().info.status == "FAILED"
+    assert versions("diverged") == 0
+
+
 def test_all_problems_of_the_data_are_said_and_nothing_is_left_half_done(
     folder: Path, tmp_path: Path, listen: Listen, no_run: NoRun
 ) -> None:

@@ -37,10 +37,10 @@ def test_a_database_that_another_training_has_just_made_is_left_as_it_is(tmp_pat
 
 
 def test_a_tracking_uri_that_a_person_has_set_is_obeyed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/another.db")
     monkeypatch.setattr(module, "project_root", lambda: tmp_path)
     connect()
-    assert mlflow.get_tracking_uri() == "http://127.0.0.1:9"
+    assert mlflow.get_tracking_uri() == f"sqlite:///{tmp_path}/another.db"
 
 
 def test_a_new_experiment_in_the_projects_database_keeps_its_artifacts_in_mlruns(
