@@ -106,6 +106,13 @@ class Project:
         assert process.returncode == code, said
         return said
 
+    def json(self, *arguments: str) -> Any:
+        """Return what a job prints with --json."""
+        command, variables = [sys.executable, "job.py", *arguments, "--json"], self.environment()
+        done = subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
     @property
     def client(self) -> MlflowClient:
         return MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
@@ -321,13 +328,13 @@ def test_a_run_whose_process_is_gone_is_listed_then_marked_killed_and_told(
         process.kill()
     (run,) = project.runs()
     assert run.info.status == "RUNNING"
-    listed = json.loads(project.run("runs", "--stale", "--json").splitlines()[-1])
+    listed = project.json("runs", "--stale")
     assert [(each["run_id"], each["status"]) for each in listed] == [(run.info.run_id, "STALE")]
     said = project.run("evaluate", "digits", "--model=nothing", code=2)
     said += project.run("train", *TINY, "--epochs=1", "--data=digits")
     assert f"({run.info.run_id}) was cut off: its process is gone" in said
     assert project.client.get_run(run.info.run_id).info.status == "KILLED"
-    assert json.loads(project.run("runs", "--stale", "--json").splitlines()[-1]) == []
+    assert project.json("runs", "--stale") == []
 
 
 def test_what_has_changed_since_is_refused_with_its_name(make_project: Callable[[], Project]) -> None:
@@ -351,11 +358,11 @@ def test_finished_parts_of_a_job_are_not_trained_again(job: str, make_project: C
     model = ["--model=models:/captcha-crnn@champion", "--labelled", "--threshold=0.001", "--rounds=3", "--epochs=2"]
     if job == "adapt":
         project.run("train", *TINY, "--epochs=3", "--data=digits")
-        asked = ["adapt", "digits", *model, "--batch-size=8", "--allow-overlap", "--json"]
+        asked = ["adapt", "digits", *model, "--batch-size=8", "--allow-overlap"]
     else:
         asked = ["budget", "digits", "--labels=20,all", "--seeds=1", "--drawn=none", "--backbone=compact"]
-        asked += ["--epochs=3", "--json"]
-    whole = json.loads(project.run(*asked).splitlines()[-1])
+        asked += ["--epochs=3"]
+    whole = project.json(*asked)
     before = len(project.runs())
     with project.start(*asked) as process:  # killed once its first part is done
         while not any('"result"' in file.read_text() for file in project.folder.glob("mlruns/unfinished/*/parts.json")):
@@ -364,7 +371,7 @@ def test_finished_parts_of_a_job_are_not_trained_again(job: str, make_project: C
         process.kill()
         process.communicate()
     cut = len(project.runs())
-    again = json.loads(project.run(*asked, "--resume=auto").splitlines()[-1])
+    again = project.json(*asked, "--resume=auto")
     own = ("run_id", "seconds", "model_version", "message")
 
     def without_own(found: Any) -> Any:
