@@ -6,19 +6,34 @@ INSTALLED := .venv/.installed
 PARAMETERS ?= -P backbone=compact -P epochs=6
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test slow docs ui clean
+.PHONY: help install lock licences sbom train test slow docs ui clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml requirements.lock
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo 'captcha needs Python 3.11 or newer, but "$(PYTHON)" is none: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11' >&2; exit 1; }
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-install: $(INSTALLED) ## make .venv with the pinned dependencies
+install: $(INSTALLED) ## make .venv with the dependencies of requirements.lock, checked by their hashes
+
+lock: $(INSTALLED) ## renew requirements.lock after a pin has changed (all versions: OPTIONS=--upgrade)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --quiet \
+		--custom-compile-command 'make lock' --output-file requirements.lock $(OPTIONS)
+
+licences: $(INSTALLED) ## renew the table in docs/licences.md
+	@table=$$($(BIN)/pip-licenses --from=mixed --with-system --format=markdown \
+		--packages $$(sed -n 's/^\([a-z0-9.-]*\)==.*/\1/p' requirements.lock)) && \
+		text=$$(grep -v '^|' docs/licences.md) && printf '%s\n\n%s\n' "$$text" "$$table" >docs/licences.md
+
+sbom: $(INSTALLED) ## write what is installed, with licences, to build/sbom.json (CycloneDX)
+	@mkdir -p build
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json \
+		$(BIN)/python
 
 train: $(INSTALLED) ## train on drawn captchas through MLflow, register the model, show what to do next
 	PATH="$$PWD/$(BIN):$$PATH" mlflow run . --env-manager local --experiment-name captcha $(PARAMETERS)
