@@ -38,11 +38,12 @@ sbom: $(INSTALLED) ## write what is installed, with licences, to build/sbom.json
 train: $(INSTALLED) ## train on drawn captchas through MLflow, register the model, show what to do next
 	PATH="$$PWD/$(BIN):$$PATH" mlflow run . --env-manager local --experiment-name captcha $(PARAMETERS)
 
-test: $(INSTALLED) ## every check: format, lint, types, import layers, tests
+test: $(INSTALLED) ## every check: format, lint, types, import layers, security, tests
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml captcha docs
 	$(BIN)/python -m pytest
 
 slow: $(INSTALLED) ## whole jobs as real processes (minutes)
