@@ -1,10 +1,18 @@
 """Small drawn pictures for the tests, so that none needs a download."""
 
+import bz2
 import contextlib
+import gzip
+import io
+import lzma
 import os
+import pickletools
+import re
 import shutil
 import subprocess
 import termios
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +22,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from picklescan.scanner import scan_bytes
 
 Draw = Callable[..., NDArray[np.uint8]]
 
@@ -117,6 +126,65 @@ def on_terminal() -> Callable[..., tuple[str, list[str]]]:
         return shown.rstrip()
 
     return run
+
+
+FRAMED_PICKLE = re.compile(rb"\x80[\x04\x05]\x95.{3}\x00{5}", re.DOTALL)
+"""How a pickle of protocol 4 or 5 begins, wherever in a file: with its first frame, of less than 16 MB."""
+
+NUMPY = b"\x93NUMPY"
+"""How a file of NumPy begins."""
+
+DECOMPRESS: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress,
+    b"BZh": bz2.decompress,
+    b"\xfd7zXZ\x00": lzma.decompress,
+    b"\x78": zlib.decompress,
+}
+
+
+@pytest.fixture(scope="session")
+def assert_no_pickle() -> Callable[[Path], None]:
+    """A function that asserts that a folder has files and that none of them is a pickle or holds one.
+
+    By picklescan, whatever a file is called, and by the bytes: picklescan alone says nothing of a pickle that calls
+    nothing. Archives, compressed files and NumPy's are looked into.
+    """
+
+    def check(folder: Path) -> None:
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        assert files, f"{folder} holds no files"
+        assert [path for path in files if calls(path) or is_pickle(path.read_bytes())] == []
+
+    def calls(path: Path) -> bool:
+        """Return what picklescan says; of text it takes for an unknown import what is no pickle to its end."""
+        content = path.read_bytes()
+        kind = ".npy" if content.startswith(NUMPY) else path.suffix
+        found = scan_bytes(io.BytesIO(content or b"\0"), path.name, kind)  # it fails on an empty file
+        return bool(found.issues_count or (found.globals and not found.scan_err))
+
+    def is_pickle(content: bytes) -> bool:
+        if FRAMED_PICKLE.search(content) or is_whole(content):
+            return True
+        if content.startswith(NUMPY):
+            return b"|O" in content[:256]  # objects, which NumPy pickles
+        if zipfile.is_zipfile(io.BytesIO(content)):
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                return any(is_pickle(archive.read(name)) for name in archive.namelist())
+        for magic, decompress in DECOMPRESS.items():
+            with contextlib.suppress(OSError, EOFError, lzma.LZMAError, zlib.error):
+                if content.startswith(magic) and is_pickle(decompress(content)):
+                    return True
+        return False
+
+    def is_whole(content: bytes) -> bool:
+        """Return whether a pickle begins with the first byte and comes to its end; the oldest have no magic."""
+        try:
+            pickletools.dis(content, io.StringIO())
+        except Exception:  # what pickletools raises of bytes that are no opcodes is not documented
+            return False
+        return True
+
+    return check
 
 
 @pytest.fixture(scope="module")

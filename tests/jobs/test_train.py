@@ -303,6 +303,17 @@ def test_the_weights_can_be_trained_on_and_are_those_of_the_registered_model(tra
     assert disagreement(engine, load_recognizer("models:/two-digits@champion"), samples) is None
 
 
+def test_nothing_that_a_training_keeps_or_registers_is_a_pickle(
+    trained: Trained, assert_no_pickle: Callable[[Path], None], tmp_path: Path
+) -> None:
+    uri = f"models:/two-digits/{trained.outcome.model_version}"
+    model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path)))
+    assert {path.name for path in model.rglob("*")} >= {"MLmodel", "model.onnx", "serving.py"}
+    assert (trained.artifacts / "weights" / "model.safetensors").exists()
+    assert_no_pickle(model)
+    assert_no_pickle(trained.artifacts)
+
+
 def test_the_epoch_of_the_registered_model_is_the_last_one_marked(trained: Trained) -> None:
     marked = [line.split()[1] for line in trained.lines if line.startswith("epoch") and line.endswith("*")]
     assert marked
