@@ -2,5 +2,6 @@
 
 import os
 
-# ONNX Runtime leaves a file in the temporary folder and reports to its maker, unless told not to before its import.
+# As it is imported, onnxruntime would note an identifier in the user's home, leave a file in the temporary folder and
+# send events to its maker.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -203,6 +203,15 @@ def test_the_module_needs_none_of_what_training_and_tracking_need() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_reading_leaves_nothing_in_the_users_home(folder: Path, tmp_path: Path) -> None:
+    """Where onnxruntime reports its use, it leaves an identifier there; in CI, by its variables, it does not."""
+    (tmp_path / "home").mkdir()
+    home, program = str(tmp_path / "home"), f"import captcha; captcha.load({str(folder)!r})"
+    environment = {"HOME": home, "TMPDIR": home, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+    assert list((tmp_path / "home").iterdir()) == []
+
+
 def test_no_images_give_no_readings() -> None:
     assert Recognizer(stripes_log_probs, VOCABULARY, HEIGHT).read([]) == []
 
