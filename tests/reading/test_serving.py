@@ -2,17 +2,22 @@ import base64
 import io
 import json
 import os
+import pwd
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import cv2
@@ -21,6 +26,7 @@ import numpy as np
 import onnx.parser
 import pandas as pd
 import PIL.Image
+import psutil  # type: ignore[import-untyped]
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -605,35 +611,46 @@ def test_the_model_works_where_neither_the_project_nor_torch_is(model_folder: Pa
 @pytest.fixture(scope="module")
 def server(model_folder: Path, workplace: Path) -> Iterator[str]:
     """The address of `mlflow models serve`, a real process."""
+    scripts = Path(sys.executable).parent
+    path = f"{scripts}{os.pathsep}{os.environ['PATH']}"
+    with served([str(scripts / "mlflow")], model_folder, workplace, os.environ | {"PATH": path}) as address:
+        yield address
+
+
+@contextmanager
+def served(
+    mlflow_command: list[str], model: Path, cwd: Path, environment: dict[str, str], **options: Any
+) -> Iterator[str]:
+    """Run `mlflow models serve` with what `subprocess.Popen` takes, and give its address once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    scripts = str(Path(sys.executable).parent)
-    command = [f"{scripts}/mlflow", "models", "serve", "-m", str(model_folder), "--env-manager", "local"]
-    with (workplace / "server.log").open("wb") as log:
+    command = [*mlflow_command, "models", "serve", "-m", str(model), "--env-manager", "local", "-p", str(port)]
+    with TemporaryFile() as log:
         process = subprocess.Popen(
-            [*command, "-p", str(port)],
-            cwd=workplace,
-            env={**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
+            command, cwd=cwd, env=environment, stdout=log, stderr=log, start_new_session=True, **options
         )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(f"{address}/ping", timeout=5):
-                    break
-            except OSError:
-                assert process.poll() is None, (workplace / "server.log").read_text()
-                assert time.monotonic() < deadline, (workplace / "server.log").read_text()
-                time.sleep(0.5)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        address = f"http://127.0.0.1:{port}"
+
+        def printed() -> str:
+            log.seek(0)
+            return log.read().decode()
+
+        try:
+            deadline = time.monotonic() + 300
+            while True:
+                try:
+                    with urllib.request.urlopen(f"{address}/ping", timeout=5):
+                        break
+                except OSError:
+                    assert process.poll() is None, printed()
+                    assert time.monotonic() < deadline, printed()
+                    time.sleep(0.5)
+            yield address
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
 
 
 def request(server: str, content: bytes, content_type: str = "application/json") -> tuple[int, Any]:
@@ -749,3 +766,66 @@ def test_the_server_answers_many_callers_at_once(server: str) -> None:
         thread.join()
 
     assert [answers[number][1]["predictions"][0]["text"] for number in range(len(texts))] == texts
+
+
+@pytest.fixture
+def for_all(model_folder: Path) -> Iterator[Path]:
+    """A folder that every user may enter, and in it `model`: a copy that its owner may read, and nobody may change."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copytree(model_folder, folder / "model")
+        for path in [folder / "model", *(folder / "model").rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        yield folder
+
+
+def state(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Return what would show that a folder was written to."""
+    found = [folder, *folder.rglob("*")]
+    return {
+        str(path): (path.stat().st_mode, path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in found
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may start a process as another user")
+def test_an_ordinary_user_serves_a_model_that_he_may_not_change(for_all: Path) -> None:
+    """User `nobody` without groups, whose Python has this environment's packages but not the project."""
+    nobody = pwd.getpwnam("nobody")
+    user: dict[str, Any] = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    temporary = for_all / "temporary"
+    temporary.mkdir()
+    os.chown(temporary, nobody.pw_uid, nobody.pw_gid)
+    python = python_for(user, for_all)
+    environment = {"PYTHONPATH": sysconfig.get_path("purelib"), "TMPDIR": str(temporary), "HOME": "/nonexistent"}
+    environment |= {"PATH": f"{for_all}:/usr/bin:/bin", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    (for_all / "uvicorn").write_text(f'#!/bin/sh\nexec "{python}" -m uvicorn "$@"\n')
+    (for_all / "uvicorn").chmod(0o755)
+    changing = subprocess.run(["touch", for_all / "model" / "MLmodel"], capture_output=True, text=True, **user)
+    assert "Permission denied" in changing.stderr
+    before = state(for_all / "model")
+
+    with served([python, "-m", "mlflow"], for_all / "model", for_all, environment, **user) as address:
+        port = int(address.rpartition(":")[2])
+        [listening] = [
+            each.pid for each in psutil.net_connections("tcp4") if each.status == "LISTEN" and each.laddr.port == port
+        ]
+        assert psutil.Process(listening).uids() == (nobody.pw_uid,) * 3
+        check_alive(address)
+        assert request(address, json.dumps({"inputs": [encoded(b"no image")]}).encode())[0] == 400
+
+    assert state(for_all / "model") == before
+    assert {path.name for path in for_all.iterdir()} == {"model", "temporary", "uvicorn"}
+    assert list(temporary.iterdir()) == []
+
+
+def python_for(user: dict[str, Any], cwd: Path) -> str:
+    """Return this Python, or one of its version where it lies in a folder that the user may not enter; skip without."""
+    named = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for found in (os.path.realpath(sys.executable), shutil.which(named, path="/usr/local/bin:/usr/bin:/bin")):
+        with suppress(PermissionError):
+            if found and subprocess.run([found, "-c", ""], cwd=cwd, env={}, **user).returncode == 0:
+                return found
+    pytest.skip(f"user nobody may run no {named}")
