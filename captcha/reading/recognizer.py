@@ -77,7 +77,7 @@ class Recognizer:
             expected = {MODEL_FILE: sha256[MODEL_FILE], SETTINGS_FILE: sha256[SETTINGS_FILE]}
         except RecognizerError:
             raise
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise RecognizerError(f"{folder / SETTINGS_FILE} is damaged: {error!r}") from None
         model = _read(folder / MODEL_FILE)
         found = {MODEL_FILE: _sha256(model), SETTINGS_FILE: _settings_sha256(vocabulary, height)}

@@ -67,7 +67,7 @@ class Checkpoint:
             raise CheckpointError(f"the weights are damaged: {error}") from None
         except KeyError as error:
             raise CheckpointError(f"the weights do not say their {error.args[0]}") from None
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"the weights do not say what they mean: {error}") from None
 
     def to_bytes(self) -> bytes:

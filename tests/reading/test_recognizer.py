@@ -288,7 +288,14 @@ def test_an_unknown_format_says_so(folder: Path) -> None:
         Recognizer.load(folder)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1', '{"format": 1, "vocabulary": 5}', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{}", '{"format": 1', '{"format": 1, "vocabulary": 5}', "\xff"),
+        *("[" * 100_000, '{"format": 1, "vocabulary": "a", "height": 1e999, "sha256": {}}'),
+        '{"format": 1, "vocabulary": "a", "height": %s}' % ("9" * 5000),
+    ],
+)
 def test_damaged_settings_are_one_line(folder: Path, content: str) -> None:
     (folder / "recognizer.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(RecognizerError, match=r"^[^\n]*recognizer.json is damaged: [^\n]*$"):

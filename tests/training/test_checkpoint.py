@@ -126,6 +126,8 @@ def test_a_meaning_that_is_none_is_one_line() -> None:
         "no JSON",
         '{"backbone": "vgg", "vocabulary": "ab", "height": 32}',
         '{"backbone": "compact", "vocabulary": "ab", "height": "x"}',
+        '{"backbone": "compact", "vocabulary": "ab", "height": 1e999}',
+        "[" * 100_000,
     ):
         with pytest.raises(CheckpointError, match=r"^the weights [^\n]+$"):
             Checkpoint.from_bytes(save(weights, {"captcha": said}))
