@@ -1,6 +1,8 @@
 import hashlib
+import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -93,6 +95,22 @@ def test_a_runs_model_is_the_last_one_that_is_there_whole(trained_run: Trained) 
         client.log_outputs(run.info.run_id, [LoggedModelOutput(cut_off.model_id, 1)])
     with pytest.raises(RegistryError, match=rf"^run {run.info.run_id} holds no model: it did not end its training$"):
         logged_model(client, client.get_run(run.info.run_id))
+
+
+def test_code_planted_in_a_model_is_not_run_by_reading_with_it_but_by_serving_it(tmp_path: Path) -> None:
+    save_recognizer(tmp_path / "recognizer", onnx.parser.parse_model(BLANK).SerializeToString(), Vocabulary("a"), 16)
+    with tracked_run("a training") as run:
+        log_model(tmp_path / "recognizer", EXAMPLE, step=0)
+    model_id = own_model_id(run.info.run_id)
+    folder, proof = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}")), tmp_path / "was run"
+    for code in folder.rglob("*.py"):
+        code.write_text(f"{code.read_text()}\nopen({str(proof)!r}, 'w').close()\n")
+    with suppress(RegistryError):  # it may be refused, too
+        load_recognizer(f"models:/{model_id}")
+    assert not proof.exists()
+    loading = f"import mlflow; mlflow.pyfunc.load_model({str(folder)!r})"  # as MLflow's server does
+    subprocess.run([sys.executable, "-c", loading], cwd=tmp_path, check=True)
+    assert proof.exists()
 
 
 # What another training goes on from
