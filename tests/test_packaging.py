@@ -105,6 +105,12 @@ def test_every_locked_package_is_listed_with_its_licence() -> None:
     assert [name for name in unknown if name not in prose] == []
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_test_that_the_documentation_names_is_there(page: Path) -> None:
+    there = set(re.findall(r"def (test_\w+)", "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))))
+    assert set(re.findall(r"`(test_\w+)`", page.read_text())) - there == set()
+
+
 @pytest.mark.slow
 def test_make_sbom_names_every_locked_package_with_its_version(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml"):
