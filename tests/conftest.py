@@ -7,9 +7,11 @@ import io
 import lzma
 import os
 import pickletools
+import pwd
 import re
 import shutil
 import subprocess
+import sys
 import termios
 import zipfile
 import zlib
@@ -185,6 +187,24 @@ def assert_no_pickle() -> Callable[[Path], None]:
         return True
 
     return check
+
+
+@pytest.fixture(scope="session")
+def nobody() -> tuple[str, dict[str, Any]]:
+    """A Python that user `nobody` may run, and what has `subprocess.Popen` run it as that user without groups.
+
+    It is of this one's version, without its packages where this one lies in a folder that the user may not enter.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("only root may start a process as another user")
+    known = pwd.getpwnam("nobody")
+    user: dict[str, Any] = {"user": known.pw_uid, "group": known.pw_gid, "extra_groups": []}
+    named = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for python in (os.path.realpath(sys.executable), shutil.which(named, path="/usr/local/bin:/usr/bin:/bin")):
+        with contextlib.suppress(PermissionError):
+            if python and subprocess.run([python, "-c", ""], cwd="/", env={}, **user).returncode == 0:
+                return python, user
+    pytest.skip(f"user nobody may run no {named}")
 
 
 @pytest.fixture(scope="module")
