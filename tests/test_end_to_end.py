@@ -649,6 +649,58 @@ def _awaits_sigterm(process: psutil.Process) -> bool:
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
+def test_a_training_and_what_reads_with_its_model_leave_nothing_in_the_temporary_folder(
+    images: Path, tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    variables = {"TMPDIR": str(temporary), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    model = ("--model", "models:/captcha-crnn/1")
+    commands: list[list[str | Path]] = [
+        ["train", "--data", images, "--epochs", "1", *OPTIONS],
+        ["evaluate", images, *model],
+        ["predict", images / "11.png", *model],
+        ["show", "1"],
+    ]
+    for command in commands:
+        subprocess.run(
+            [*CAPTCHA, *command], cwd=tmp_path, env=environment(**variables), capture_output=True, timeout=PATIENCE
+        )
+        assert list(temporary.iterdir()) == [], command
+    assert len(MlflowClient(variables["MLFLOW_TRACKING_URI"]).search_model_versions()) == 1
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "train", "models", "register"])
+def test_a_server_that_never_answers_is_told_within_15_seconds(command: str, images: Path, tmp_path: Path) -> None:
+    arguments: dict[str, list[str | Path]] = {
+        "predict": [images / "11.png"],
+        "evaluate": [images],
+        "train": ["--data", images],
+        "register": ["0"],
+    }
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with subprocess.Popen(
+            [*CAPTCHA, command, *arguments.get(command, [])],
+            cwd=tmp_path,
+            env=environment(MLFLOW_TRACKING_URI=f"http://me:secret@{address}", NO_PROXY="*"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            listener.accept()
+            began = time.monotonic()  # not before: imports take what the machine lets them
+            out, err = process.communicate(timeout=PATIENCE)
+    assert time.monotonic() - began < 15
+    assert (process.returncode, out) == (2, "")
+    assert err == (
+        f"captcha: http://{address} does not answer within 8 seconds: start it, or name another store with "
+        "MLFLOW_TRACKING_URI\n"
+    )
+
+
 @pytest.mark.parametrize("command", ["", "train", "evaluate", "predict", "register", "check", "draw"])
 def test_help_is_there(command: str, tmp_path: Path) -> None:
     assert "--help" in call(*CAPTCHA, *command.split(), "--help", cwd=ROOT)

@@ -74,7 +74,7 @@ def load_recognizer(model_uri: str) -> Recognizer:
     """
     connect()
     if not _is_model_uri(model_uri):
-        raise _names_none(model_uri)
+        raise _names_none(model_uri, or_folder=True)
     with tempfile.TemporaryDirectory() as folder:
         return Recognizer.load(download(model_uri, Path(folder)) / "artifacts" / ARTIFACT)
 
@@ -120,9 +120,9 @@ def _is_model_uri(uri: str) -> bool:
     return any(form.fullmatch(uri) for form in (RUN_URI, MODEL_URI, VERSION_URI))
 
 
-def _names_none(uri: str) -> RegistryError:
-    """Return the error for what names no model; only a folder has no prefix."""
-    no_folder = "" if uri.startswith(("models:", "runs:")) else "there is no such folder; "
+def _names_none(uri: str, or_folder: bool = False) -> RegistryError:
+    """Return the error for what names no model, where a folder may be named too or not."""
+    no_folder = "there is no such folder; " if or_folder and not uri.startswith(("models:/", "runs:/")) else ""
     return RegistryError(f"{uri!r:.200} names no model: {no_folder}{meant(uri)}")
 
 
@@ -164,7 +164,7 @@ def resolve(model: str) -> Resolved:
         return Resolved(model)
     connect()
     if not _is_model_uri(model):
-        raise _names_none(model)
+        raise _names_none(model, or_folder=True)
     client = MlflowClient()
     try:
         if match := MODEL_URI.fullmatch(model):
