@@ -19,6 +19,7 @@ from captcha.cli.options import (
     Problems,
     Reason,
     VersionOrRun,
+    bounded_beam_width,
     existing_folder,
     folder_or_none,
     path_or_none,
@@ -127,7 +128,9 @@ def predict(
     decoder: Annotated[
         Literal["greedy", "beam"], typer.Option(help="greedy (most likely path), or beam (most likely text, slower)")
     ] = "greedy",
-    beam_width: Annotated[int, typer.Option(min=1, max=100, help="texts that beam keeps at each frame")] = 10,
+    beam_width: Annotated[
+        int, typer.Option(min=1, callback=bounded_beam_width, help="texts that beam keeps at each frame")
+    ] = 10,
     as_json: Json = False,
 ) -> None:
     """Read images with a trained model.

@@ -27,6 +27,15 @@ def existing_folder(value: str) -> str:
     return _parsed(value, parse_folder)
 
 
+def bounded_beam_width(value: int) -> int:
+    """Return a beam width; raise typer.BadParameter where a request to a model's server could not ask for it either."""
+    from captcha.reading.limits import MAX_BEAM_WIDTH
+
+    if value > MAX_BEAM_WIDTH:
+        raise typer.BadParameter(f"{value} is more than {MAX_BEAM_WIDTH} (CAPTCHA_MAX_BEAM_WIDTH)")
+    return value
+
+
 def path_or_none(value: str) -> Path | None:
     """Return a written path, None for the word none."""
     return None if value == NONE else Path(value)

@@ -17,7 +17,8 @@ import cv2
 
 from captcha.data.problems import NO_LABEL, Facts, Problem, copies, facts_of, label_problems
 from captcha.data.samples import DataError, ImageFolder, ImageMemory, Sample, pixel_digest
-from captcha.reading.images import MAX_BYTES, Image, ImageError, decode_image, image_format, resize_to_height
+from captcha.reading.images import Image, ImageError, decode_image, image_format, resize_to_height
+from captcha.reading.limits import MAX_BYTES
 from captcha.reading.vocabulary import Vocabulary
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif"})

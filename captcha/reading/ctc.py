@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from captcha.reading.stopping import stop_if_unwanted
 from captcha.reading.vocabulary import BLANK
 
 LogProbs = NDArray[np.floating[Any]]
@@ -57,6 +58,7 @@ def beam_search_decode(log_probs: LogProbs, beam_width: int) -> list[list[int]]:
     ends_in_label = np.full((samples, 1), -np.inf)  # and over those that end in its last label
 
     for frame in log_probs.astype(np.float64):
+        stop_if_unwanted()
         width = nodes.shape[1]
         last = np.array(lasts)[nodes]  # of a dead beam: whichever, its probability is 0 and stays so
         parent = np.where(nodes < 0, -2, np.array(parents)[nodes])
@@ -162,6 +164,7 @@ def character_confidences(log_probs: LogProbs, labels: Sequence[Sequence[int]]) 
     reading = np.full((samples, places, classes - 1), -np.inf)  # everything up to this frame, which reads c
     whole = reading  # everything, over the frames at which c is read for the last time
     for t in range(frames):
+        stop_if_unwanted()
         if t == 0:
             enter = np.where(place[None, :, None] == 0, 0.0, -np.inf)
         else:

@@ -7,7 +7,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,11 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from captcha import CaptchaError
+from captcha.reading.limits import MAX_ASPECT, MAX_BYTES, MAX_PIXELS, MAX_SCANS, MAX_SEGMENTS
 
-MAX_BYTES = 10 * 2**20
-MAX_PIXELS = 10_000_000
-MAX_ASPECT = 100  # a line of 10,000,000 pixels would not fit into memory once resized to a model's height
-MAX_SCANS = 100  # a progressive JPEG of a few bytes a scan could keep the decoder busy for hours
-MAX_SEGMENTS = 1000  # of a JPEG: Pillow takes quadratic time over segments of EXIF data
 WIDTH_STEP = 16
+PIXELS_AT_ONCE = 2**18
+"""So many are brought to RGB at a time: copies of a large image are small, and its pixels stay what they were."""
 
 FRAME_STRIDE = 4
 """Columns of a resized image that one frame of the model covers: T = W / FRAME_STRIDE."""
@@ -88,7 +86,7 @@ def image_format(data: bytes) -> str:
     if not data:
         raise ImageError("the file is empty")
     if len(data) > MAX_BYTES:
-        raise ImageError(f"the file has {len(data) / 2**20:.1f} MB, more than the {MAX_BYTES // 2**20} MB allowed")
+        raise ImageError(f"the file has {len(data) / 2**20:.1f} MB, more than the {MAX_BYTES / 2**20:g} MB allowed")
     found = _SIGNATURE.match(data)
     if found is None:
         raise ImageError("not an image: no PNG, JPEG, WebP, BMP or GIF")
@@ -109,12 +107,13 @@ def decode_image(data: bytes) -> Image:
         still = first_picture(data)
         with reader(io.BytesIO(still)) as image:  # decodes no pixel
             _check_size(*image.size)
-            deep_colour = name == "PNG" and still[24] == 16 and still[25] > 0
-            return _upright(_on_white(_rounded(still) if deep_colour else image), _orientation(image))
+            if name == "PNG" and still[24] == 16 and still[25] > 0:
+                return _upright(_deep_colour(still), _orientation(image))
+            return _upright(_on_white(image), _orientation(image))
     except ImageError:
         raise
     except PIL.Image.DecompressionBombError:  # of WebP and GIF: Pillow's own limit, higher than ours
-        raise ImageError(f"the image has more than the {MAX_PIXELS // 10**6} megapixels allowed") from None
+        raise ImageError(f"the image has more than the {MAX_PIXELS / 10**6:g} megapixels allowed") from None
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
         if isinstance(error, struct.error) or "truncated" in str(error).lower():
             raise ImageError("the image is truncated") from None
@@ -126,10 +125,17 @@ def resize_to_height(image: Image, height: int) -> Image:
     rows, columns = image.shape[:2]
     if rows == height:
         return image
-    narrowest = -(-height // MAX_ASPECT)  # what is resized can be given again: rounding must not exceed MAX_ASPECT
-    width = max(narrowest, round(columns * height / rows))
+    width = resized_width(columns, rows, height)
     interpolation = cv2.INTER_AREA if rows > height else cv2.INTER_LINEAR
     return cv2.resize(image, (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
+
+
+def resized_width(columns: int, rows: int, height: int) -> int:
+    """Return the width in pixels of an image of columns x rows, once scaled to a height."""
+    if rows == height:
+        return columns
+    narrowest = -(-height // MAX_ASPECT)  # what is resized can be given again: rounding must not exceed MAX_ASPECT
+    return max(narrowest, round(columns * height / rows))
 
 
 def padded_width(width: int) -> int:
@@ -185,13 +191,27 @@ def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"the image has {size}: there is nothing to read")
     if width * height > MAX_PIXELS:
-        raise ImageError(f"the image has {size}, more than the {MAX_PIXELS // 10**6} megapixels allowed")
+        raise ImageError(f"the image has {size}, more than the {MAX_PIXELS / 10**6:g} megapixels allowed")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError(f"the image has {size}: one side is more than {MAX_ASPECT} times the other")
 
 
 def _on_white(image: PIL.Image.Image) -> Image:
     """Return the pixels of a PIL image of any mode as (H, W, 3) RGB."""
+    image.load()
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, bottom in _strips(image.height, image.width):
+        pixels[top:bottom] = _strip_on_white(image.crop((0, top, image.width, bottom)))
+    return pixels
+
+
+def _strips(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each strip of PIXELS_AT_ONCE, and the row after its last."""
+    rows = max(1, PIXELS_AT_ONCE // width)
+    return ((top, min(height, top + rows)) for top in range(0, height, rows))
+
+
+def _strip_on_white(image: PIL.Image.Image) -> Image:
     if image.mode.startswith("I;16"):  # Pillow would cut these values off at 255, and not see what is transparent
         values = np.asarray(image).astype(np.uint32)
         values[values == image.info.get("transparency")] = 65535
@@ -200,15 +220,18 @@ def _on_white(image: PIL.Image.Image) -> Image:
         ground = PIL.Image.new("RGBA", image.size, "white")
         ground.alpha_composite(image.convert("RGBA"))
         image = ground
-    return np.array(image.convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 
-def _rounded(png: bytes) -> PIL.Image.Image:
+def _deep_colour(png: bytes) -> Image:
     """Return a PNG of 16-bit colour in 8 bits, rounded: Pillow would cut the lower 8 bits off."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # libpng says some things still
-    bgr = np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED), np.uint32)
-    rgb = bgr[:, :, [2, 1, 0, 3][: bgr.shape[2]]]
-    return PIL.Image.fromarray(((rgb + 128) // 257).astype(np.uint8))
+    bgr = np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
+    pixels = np.empty((*bgr.shape[:2], 3), np.uint8)
+    for top, bottom in _strips(*bgr.shape[:2]):
+        rgb = bgr[top:bottom, :, [2, 1, 0, 3][: bgr.shape[2]]].astype(np.uint32)
+        pixels[top:bottom] = _strip_on_white(PIL.Image.fromarray(((rgb + 128) // 257).astype(np.uint8)))
+    return pixels
 
 
 def _upright(image: Image, orientation: int) -> Image:
@@ -260,9 +283,21 @@ def _png(data: bytes) -> bytes:
         position += len(chunk)
     bits = width * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     needed = height * (1 + (bits + 7) // 8)  # each row begins with the number of its filter
-    if not interlaced and len(zlib.decompressobj().decompress(b"".join(pixels), needed)) < needed:
+    if not interlaced and not _unpacks_to(pixels, needed):
         raise ImageError("the image is truncated")
     return b"".join(kept)
+
+
+def _unpacks_to(packed: Iterable[bytes], needed: int) -> bool:
+    """Return whether packed bytes hold at least so many unpacked ones; they are counted and not kept."""
+    stream = zlib.decompressobj()
+    for chunk in (*packed, b""):  # the last: what the stream holds back
+        unpacked = b"more"
+        while needed > 0 and (chunk or unpacked):
+            unpacked = stream.decompress(chunk, min(needed, PIXELS_AT_ONCE))
+            chunk = stream.unconsumed_tail
+            needed -= len(unpacked)
+    return needed <= 0
 
 
 class _PngReader(PngImageFile):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from captcha import CaptchaError
 from captcha.reading.ctc import beam_search_decode, character_confidences, greedy_decode, text_log_probability
 from captcha.reading.images import Image, ImageError, ImageSource, load_image, padded_width, resize_to_height, stack
+from captcha.reading.stopping import stop_if_unwanted
 from captcha.reading.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -26,6 +27,9 @@ ARTIFACT = "recognizer"
 
 COLUMNS_AT_ONCE = 8192
 """Columns of pixels that go through the model in one batch: bounds the memory, whatever the images' widths."""
+
+COLUMNS_WAITING = 16 * COLUMNS_AT_ONCE
+"""Columns that wait, in all widths together, for more of their width; beyond it the fullest batch goes as it is."""
 
 Decoder = Literal["greedy", "beam"]
 
@@ -126,23 +130,33 @@ class Recognizer:
         """Yield the model's log_probs (T, N, C) batch by batch, each with its N images' places in the order given.
 
         Images (H, W, 3) are taken one at a time; a batch holds those of one padded width, and is yielded when
-        COLUMNS_AT_ONCE are reached or the images end. So memory holds less than one batch for each width.
+        COLUMNS_AT_ONCE are reached, COLUMNS_WAITING are exceeded, or the images end. So memory is bounded, whatever
+        the number of images and of widths.
 
         Raises:
             RecognizerError: the model's answer does not fit the vocabulary, or holds NaN.
+            StoppedError: nobody wants the answer any more.
         """
         waiting: dict[int, dict[int, Image]] = defaultdict(dict)
+        columns = 0
         for place, image in enumerate(images):
+            stop_if_unwanted()
             resized = resize_to_height(image, self.height)
             width = padded_width(resized.shape[1])
             waiting[width][place] = resized
-            if len(waiting[width]) >= COLUMNS_AT_ONCE // width:
-                batch = waiting.pop(width)
-                yield list(batch), self._checked_log_probs(stack(list(batch.values())))
+            columns += width
+            if len(waiting[width]) < COLUMNS_AT_ONCE // width:
+                if columns <= COLUMNS_WAITING:
+                    continue
+                width = max(waiting, key=lambda each: each * len(waiting[each]))
+            batch = waiting.pop(width)
+            columns -= width * len(batch)
+            yield list(batch), self._checked_log_probs(stack(list(batch.values())))
         for batch in waiting.values():
             yield list(batch), self._checked_log_probs(stack(list(batch.values())))
 
     def _checked_log_probs(self, batch: Image) -> NDArray[np.float32]:
+        stop_if_unwanted()
         log_probs = self.log_probs_of(batch)
         if log_probs.ndim != 3 or log_probs.shape[1:] != (len(batch), self.vocabulary.classes):
             raise RecognizerError(

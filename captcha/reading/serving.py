@@ -8,35 +8,44 @@ import base64
 import binascii
 import functools
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, overload
 
 import mlflow
 import numpy as np
 import pandas as pd
 import PIL.Image
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.model import PythonModel
 
 from captcha.reading.images import (
-    MAX_BYTES,
     Image,
     ImageError,
     decode_image,
     holds_pixels,
     load_image,
     resize_to_height,
+    resized_width,
+)
+from captcha.reading.limits import (
+    DEADLINE,
+    MAX_BEAM_COLUMNS,
+    MAX_BEAM_WIDTH,
+    MAX_BYTES,
+    MAX_COLUMNS,
+    MAX_REQUEST_COLUMNS,
+    MAX_REQUEST_PIXELS,
+    MAX_ROWS,
 )
 from captcha.reading.recognizer import ARTIFACT, Decoder, Recognizer, RecognizerError
-
-MAX_ROWS = 1024
-MAX_BEAM_WIDTH = 100
+from captcha.reading.stopping import StoppedError, deadline, stop_if_unwanted
 
 
 class RequestError(MlflowException):
-    """The line that a caller gets: HTTP status 400, or 500 where the model is at fault."""
+    """The line that a caller gets: HTTP status 400, 500 where the model is at fault, 504 where the time is over."""
 
     def __init__(self, line: str, error_code: int = INVALID_PARAMETER_VALUE) -> None:
         super().__init__(line, error_code=error_code)
@@ -73,14 +82,16 @@ class CaptchaModel(PythonModel):
             raise RequestError(f"beam_width must be 1 to {MAX_BEAM_WIDTH}, not {beam_width}")
         if len(model_input) > MAX_ROWS:
             raise RequestError(f"{len(model_input)} rows, more than the {MAX_ROWS} allowed in one request")
-        images, problems = self._images(model_input["image"])
-        if problems:
-            more = f"; and {len(problems) - 3} rows more" if len(problems) > 3 else ""
-            raise RequestError("; ".join(problems[:3]) + more + " (the first row is row 0)")
+        rows = _Rows(model_input["image"], self.recognizer.height)
         try:
-            readings = self.recognizer.read(images, decoder, beam_width)
+            with deadline(DEADLINE):
+                rows.check(beam_width if decoder == "beam" else None)
+                readings = self.recognizer.read(rows, decoder, beam_width)
         except RecognizerError as error:  # the model's fault, not the caller's
             raise RequestError(str(error), INTERNAL_ERROR) from None
+        except StoppedError:
+            line = f"not read within {DEADLINE} seconds, the time for one request: send fewer or smaller images at once"
+            raise RequestError(line, DEADLINE_EXCEEDED) from None
         return pd.DataFrame(
             {
                 "text": pd.Series([reading.text for reading in readings], dtype=object),
@@ -88,16 +99,6 @@ class CaptchaModel(PythonModel):
                 "character_confidences": pd.Series([r.character_confidences for r in readings], dtype=object),
             }
         )
-
-    def _images(self, values: "pd.Series[Any]") -> tuple[list[Image], list[str]]:
-        """Return the images, resized at once to need little memory, and what is wrong with rows."""
-        images, problems = [], []
-        for row, value in enumerate(values):
-            try:
-                images.append(resize_to_height(_image(value), self.recognizer.height))
-            except ImageError as error:
-                problems.append(f"row {row}: {error}")
-        return images, problems
 
     @staticmethod
     def frame_of_images(given: object) -> pd.DataFrame:
@@ -118,6 +119,68 @@ class CaptchaModel(PythonModel):
         else:
             return _frame(given)
         raise RequestError(f"{NO_IMAGE}, not a {type(given).__name__} without `image`")
+
+
+class _Rows(Sequence[Image]):
+    """The images of a request's rows, resized; decoded anew each time, so that memory does not grow with the rows."""
+
+    def __init__(self, values: "pd.Series[Any]", height: int) -> None:
+        self.values = list(values)
+        self.height = height
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, row: int) -> Image: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[Image]: ...
+    def __getitem__(self, row: int | slice) -> Image | Sequence[Image]:
+        if isinstance(row, slice):
+            return [self[each] for each in range(len(self))[row]]
+        return resize_to_height(_image(self.values[row]), self.height)
+
+    def check(self, beam_width: int | None) -> None:
+        """Decode each image once; None stands for the greedy decoder.
+
+        Raises:
+            RequestError: rows are bad, or ask for too much, alone or together.
+        """
+        problems, pixels, columns = [], 0, 0
+        for row, value in enumerate(self.values):
+            stop_if_unwanted()
+            try:
+                height, width = _image(value).shape[:2]
+                asked = self._columns(width, height)
+            except ImageError as error:
+                problems.append(f"row {row}: {error}")
+                continue
+            pixels += width * height
+            columns += asked
+            for bound, given, what in self._bounds(pixels, columns, beam_width):
+                if given > bound:
+                    raise RequestError(f"the first {row + 1} rows have {given} {what}, one request may have {bound}")
+        if problems:
+            more = f"; and {len(problems) - 3} rows more" if len(problems) > 3 else ""
+            raise RequestError("; ".join(problems[:3]) + more + " (the first row is row 0)")
+
+    def _columns(self, width: int, height: int) -> int:
+        """Return the columns of an image once resized. Raises ImageError where they are too many."""
+        columns = resized_width(width, height, self.height)
+        if columns > MAX_COLUMNS:
+            raise ImageError(
+                f"the image of {width} x {height} pixels has {columns} columns once resized to a height of "
+                f"{self.height}, more than the {MAX_COLUMNS} allowed"
+            )
+        return columns
+
+    def _bounds(self, pixels: int, columns: int, beam_width: int | None) -> Iterator[tuple[int, int, str]]:
+        """Yield what one request may have, what this one has so far, and of what."""
+        resized = f"columns of pixels once resized to a height of {self.height}"
+        yield MAX_REQUEST_PIXELS, pixels, "pixels"
+        yield MAX_REQUEST_COLUMNS, columns, resized
+        if beam_width is not None:
+            yield MAX_BEAM_COLUMNS, columns * beam_width, f"{resized}, times beam_width {beam_width}"
 
 
 NO_IMAGE = (
@@ -193,7 +256,7 @@ def _content(value: object) -> bytes:
         if not kind.lower().endswith(";base64"):
             raise ImageError("the image's data: prefix must end in ;base64 and a comma")
     if len(text) > -(-MAX_BYTES // 3) * 4:
-        raise ImageError(f"the image has more than the {MAX_BYTES // 2**20} MB allowed")
+        raise ImageError(f"the image has more than the {MAX_BYTES / 2**20:g} MB allowed")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

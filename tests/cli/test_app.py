@@ -196,6 +196,13 @@ def test_predict_reads_the_others_where_one_file_cannot_be_read(
     assert run("predict", "x.png", "--decoder", "beam") == 0
 
 
+@pytest.mark.parametrize("width", ["101", "1000000"])
+def test_a_beam_is_no_wider_than_a_server_allows(width: str, capsys: Capture) -> None:
+    assert run("predict", "x.png", "--decoder", "beam", "--beam-width", width) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{width} is more than 100" in line
+
+
 def test_predict_reads_a_folders_own_images_in_order_and_leaves_hidden_ones_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from captcha.reading import images
+from captcha.reading import images, limits
 from captcha.reading.images import ImageError, decode_image, image_format, load_image, resize_to_height, stack
 
 # The oracle: Pillow writes and reads the same pictures.
@@ -132,6 +132,28 @@ def _difference(got: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> int:
 def test_decodes_to_the_pixels_that_pillow_reads(name: str) -> None:
     wanted = _on_white(Image.open(io.BytesIO(FILES[name])))
     assert _difference(decode_image(FILES[name]), wanted) <= (1 if "cmyk" in name or "ycck" in name else 0)
+
+
+DEEP = {
+    f"png_16_bits_{colour_type}": _png(
+        41,
+        30,
+        16,
+        colour_type,
+        b"".join(b"\0" + bytes(range(row, row + 82 * samples)[:82]) * samples for row in range(30)),
+    )
+    for colour_type, samples in ((0, 1), (2, 3), (4, 2), (6, 4))
+}
+
+
+@pytest.mark.parametrize("name", [*FILES, *DEEP])
+def test_an_image_in_many_strips_is_the_image_in_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (FILES | DEEP)[name]
+    whole = decode_image(data)
+    for pixels in (1, 100, 1200):
+        monkeypatch.setattr(images, "PIXELS_AT_ONCE", pixels)
+        assert np.array_equal(decode_image(data), whole)
+        assert np.array_equal(load_image(Image.open(io.BytesIO(data))), load_image(Image.open(io.BytesIO(data))))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -289,7 +311,7 @@ def test_no_pixels_are_refused(name: str) -> None:
 
 
 def test_ten_megabytes_are_read_and_one_byte_more_is_not() -> None:
-    data = FILES["png_rgb"] + bytes(images.MAX_BYTES - len(FILES["png_rgb"]))
+    data = FILES["png_rgb"] + bytes(limits.MAX_BYTES - len(FILES["png_rgb"]))
     assert decode_image(data).shape == (30, 41, 3)
     with pytest.raises(ImageError, match=r"more than the 10 MB allowed"):
         decode_image(data + b"\0")

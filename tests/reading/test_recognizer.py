@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import captcha
 from captcha.reading.images import ImageError, ImageSource
-from captcha.reading.recognizer import COLUMNS_AT_ONCE, Recognizer, RecognizerError, save_recognizer
+from captcha.reading.recognizer import COLUMNS_AT_ONCE, COLUMNS_WAITING, Recognizer, RecognizerError, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 
 Image = NDArray[np.uint8]
@@ -145,6 +145,25 @@ def test_a_batch_is_read_before_more_images_are_taken() -> None:
         assert members == list(range(2 * size * (count - 1), 2 * size * count, 2))
         assert log_probs.shape[1] == size
         assert taken == 2 * size * count - 1
+
+
+def test_images_of_many_widths_wait_for_no_more_columns_than_allowed() -> None:
+    taken, given = 0, 0
+
+    def of_many_widths() -> Iterator[Image]:
+        nonlocal taken
+        for place in range(3000):
+            width = 16 * (1 + place % 120)
+            taken += width
+            yield np.full((HEIGHT, width, 3), 255, np.uint8)
+
+    seen: set[int] = set()
+    for members, log_probs in Recognizer(stripes_log_probs, VOCABULARY, HEIGHT).log_probs(of_many_widths()):
+        given += log_probs.shape[0] * len(members)  # a frame of STRIPES is a column
+        assert taken - given <= COLUMNS_WAITING
+        assert not seen & set(members)
+        seen |= set(members)
+    assert seen == set(range(3000))
 
 
 @pytest.mark.parametrize("widths", [[16] * 5, [16, 32, 16, 48, 32], list(range(1, 120, 7)) * 30])

@@ -33,9 +33,9 @@ from mlflow.pyfunc import PyFuncModel, scoring_server
 from numpy.typing import NDArray
 
 from captcha.reading import images
-from captcha.reading.images import MAX_BYTES
+from captcha.reading.limits import MAX_BYTES, MAX_ROWS
 from captcha.reading.recognizer import ARTIFACT, Recognizer, RecognizerError, save_recognizer
-from captcha.reading.serving import MAX_ROWS, CaptchaModel
+from captcha.reading.serving import CaptchaModel
 from captcha.reading.vocabulary import Vocabulary
 from captcha.tracking.models import log_model, own_model_id
 from captcha.tracking.runs import tracked_run
@@ -449,6 +449,130 @@ def test_too_many_rows_are_refused(model: Any) -> None:
     assert len(post(model, {"inputs": [good] * MAX_ROWS})[1]["predictions"]) == MAX_ROWS
     message = check_refusal(*post(model, {"inputs": [good] * (MAX_ROWS + 1)}))
     assert "1025 rows, more than the 1024 allowed" in message
+
+
+def flat(width: int, height: int) -> str:
+    return encoded(png("", np.full((height, width), 255, np.uint8)))
+
+
+def test_an_image_too_wide_once_resized_is_refused_with_the_bound_and_what_it_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frame = pd.DataFrame({"image": [flat(320, 10), flat(321, 10), flat(1000, 10)]})
+    with pytest.raises(MlflowException) as caught:
+        unread(monkeypatch).predict(None, frame)
+    assert str(caught.value) == (
+        "row 1: the image of 321 x 10 pixels has 2054 columns once resized to a height of 64, more than the 2048 "
+        "allowed; row 2: the image of 1000 x 10 pixels has 6400 columns once resized to a height of 64, more than the "
+        "2048 allowed (the first row is row 0)"
+    )
+    assert caught.value.get_http_status_code() == 400
+
+
+@pytest.mark.parametrize(
+    ("size", "params", "problem"),
+    [
+        ((320, 10), {}, "the first 257 rows have 526336 columns of pixels once resized to a height of 64, {} 524288"),
+        (
+            (320, 10),
+            {"decoder": "beam", "beam_width": 100},
+            "the first 26 rows have 5324800 columns of pixels once resized to a height of 64, times beam_width 100, "
+            "{} 5242880",
+        ),
+        ((5000, 2000), {}, "the first 5 rows have 50000000 pixels, {} 40000000"),
+    ],
+)
+def test_rows_that_ask_for_too_much_together_are_refused_before_any_is_read(
+    size: tuple[int, int], params: dict[str, Any], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MlflowException) as caught:
+        unread(monkeypatch).predict(None, pd.DataFrame({"image": [flat(*size)] * 1024}), params)
+    assert str(caught.value) == problem.format("one request may have")
+    assert caught.value.get_http_status_code() == 400
+
+
+def unread(monkeypatch: pytest.MonkeyPatch) -> CaptchaModel:
+    """The model with a recogniser that must not be asked."""
+    captcha_model = CaptchaModel()
+    recognizer = Recognizer(lambda images: pytest.fail("it was read"), Vocabulary("abc"), 64)
+    monkeypatch.setattr(captcha_model, "recognizer", recognizer, raising=False)
+    return captcha_model
+
+
+def test_a_bad_last_row_is_told_before_any_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MlflowException, match=r"^row 900: the image is not base64"):
+        unread(monkeypatch).predict(None, pd.DataFrame({"image": [*[encoded(png("a"))] * 900, "*"]}))
+
+
+def test_a_request_past_its_deadline_is_answered_504_and_its_work_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+
+    def slow(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        batches.append(len(images))
+        time.sleep(0.05)
+        return np.full((1, len(images), 4), np.log(0.25), np.float32)
+
+    captcha_model = CaptchaModel()
+    monkeypatch.setattr(captcha_model, "recognizer", Recognizer(slow, Vocabulary("abc"), HEIGHT), raising=False)
+    monkeypatch.setattr("captcha.reading.serving.DEADLINE", 1)
+    with pytest.raises(MlflowException, match=r"^not read within 1 seconds, the time for one request: ") as caught:
+        captcha_model.predict(None, pd.DataFrame({"image": [flat(1000, 10)] * 300}))  # 60 batches, 3 s
+    assert caught.value.get_http_status_code() == 504
+    assert 0 < len(batches) <= 20
+
+
+MEMORY = """
+import base64, sys
+import cv2, numpy as np, onnx.parser, pandas as pd
+from captcha.reading.recognizer import Recognizer, save_recognizer
+from captcha.reading.serving import CaptchaModel
+from captcha.reading.vocabulary import Vocabulary
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+def asked(rows):
+    frame = pd.DataFrame({"image": [image] * rows})
+    assert model.predict(None, frame)["text"].tolist() == [""] * rows
+    return peak()
+
+width, height, first, second = map(int, sys.argv[1:])
+image = np.full((height, width, 3), 255, np.uint8)
+image = base64.b64encode(cv2.imencode(".png", image)[1].tobytes()).decode()
+def blank(images):
+    log_probs = np.full((images.shape[3] // 4, len(images), 4), -9.0, np.float32)
+    log_probs[:, :, 0] = 0
+    return log_probs
+model = CaptchaModel()
+model.recognizer = Recognizer(blank, Vocabulary("abc"), 64)
+print(asked(1), asked(first), asked(second))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from /proc")
+def test_memory_does_not_grow_with_the_number_of_rows() -> None:
+    one, some, many = memory(200, 25, 64, 1024)  # 512 columns each: 100 MB of pixels at a height of 64
+
+    assert many - some < 15
+    assert many - one < 40
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from /proc")
+def test_an_image_of_ten_megapixels_needs_a_third_of_what_it_did() -> None:
+    small = memory(200, 50, 1, 1)[0]
+    large = memory(5000, 2000, 1, 1)[0]
+
+    assert large - small < 90  # 30 MB of pixels, and 40 as Pillow has them
+
+
+def memory(*arguments: int) -> tuple[float, ...]:
+    """The peaks, in MB, of a process that reads one image, some of it, and many."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", MEMORY, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return tuple(map(float, done.stdout.split()))
 
 
 @pytest.mark.parametrize(("params", "expected"), BAD_PARAMS)
