@@ -32,6 +32,7 @@ for command in (
     commands.budget,
     commands.evaluate,
     commands.predict,
+    commands.serve,
     commands.compare,
     commands.runs,
     commands.sync,

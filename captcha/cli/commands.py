@@ -163,6 +163,34 @@ def predict(
         raise typer.Exit(1)
 
 
+def serve(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="model to serve, written as for predict; what an alias names is followed as it moves"
+        ),
+    ] = CHAMPION_URI,
+    host: Annotated[str, typer.Option(help="address to serve at; 0.0.0.0 is every one")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to serve at; 0 is any that is free")] = 5001,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=path_or_none, help="API keys that may ask, one a line; none lets anybody ask"
+        ),
+    ] = NONE,  # type: ignore[assignment]  # the parser makes it None
+    allowed_hosts: Annotated[
+        str, typer.Option(help="names of this server, by commas, that a Host header may have beside its address")
+    ] = "",
+) -> None:
+    """Serve a model over HTTP with MLflow's scoring application, behind limits, keys and figures."""
+    LINES.on_stderr = True
+    say_loading("MLflow")
+    from captcha.jobs.serve import serve as job
+
+    names = [name.strip() for name in allowed_hosts.split(",") if name.strip()]
+    job(model, host, port, keys, names, typer.echo)
+
+
 def register(
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="run whose model to register")],
     name: Name = MODEL_NAME,

@@ -41,3 +41,14 @@ MAX_REQUEST_COLUMNS = _limit("CAPTCHA_MAX_REQUEST_COLUMNS", 1024 * 512)
 MAX_BEAM_WIDTH = _limit("CAPTCHA_MAX_BEAM_WIDTH", 100)
 MAX_BEAM_COLUMNS = _limit("CAPTCHA_MAX_BEAM_COLUMNS", 1024 * 512 * 10)  # columns times beam_width
 DEADLINE = _limit("CAPTCHA_DEADLINE", 60)  # seconds
+
+# Of the server in front of the model, `captcha serve`.
+MAX_BODY = _limit("CAPTCHA_MAX_BODY", 10 * 2**20)  # bytes of one request
+MAX_BODIES = _limit("CAPTCHA_MAX_BODIES", 100 * 2**20)  # bytes of all requests that are there at once
+MAX_REQUESTS = _limit("CAPTCHA_MAX_REQUESTS", 64)  # that are there whole, and not answered yet
+MAX_CONNECTIONS = _limit("CAPTCHA_MAX_CONNECTIONS", 512)
+MAX_JSON_DEPTH = _limit("CAPTCHA_MAX_JSON_DEPTH", 8)
+MAX_JSON_VALUES = _limit("CAPTCHA_MAX_JSON_VALUES", 16_384)
+HEADER_SECONDS = _limit("CAPTCHA_HEADER_SECONDS", 10)
+BODY_SECONDS = _limit("CAPTCHA_BODY_SECONDS", 30)
+WATCH_SECONDS = _limit("CAPTCHA_WATCH_SECONDS", 5)  # between two looks at the champion's alias

@@ -1,0 +1,78 @@
+"""Serve a model over HTTP, behind a front that may face strangers."""
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mlflow.models import Model
+
+import captcha
+from captcha import CaptchaError
+from captcha.reading.limits import WATCH_SECONDS
+from captcha.server.connections import listen, run
+from captcha.server.front import Front
+from captcha.server.keys import Keys
+from captcha.server.monitoring import Monitor, write_line
+from captcha.server.served import Served, Version, Watch
+from captcha.tracking.models import SIGNATURE, resolve
+
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+class ServeError(CaptchaError):
+    """An address that cannot be served at; one line."""
+
+
+def serve(
+    model: str, host: str, port: int, keys: Path | None, allowed_hosts: Sequence[str], ready: Callable[[str], object]
+) -> None:
+    """Serve a model until SIGTERM or Ctrl-C; `ready` is called with one line once it is served.
+
+    What an alias names, as models:/NAME@champion, is looked up again every few seconds.
+
+    Raises:
+        RegistryError: there is no such model.
+        RecognizerError: the model's files are damaged.
+        KeysError: the file of keys cannot be used.
+        ServeError: the address cannot be served at.
+    """
+    known = Keys(keys) if keys else None
+    try:
+        listening = listen(host, port)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ServeError(f"{host}, port {port}: {reason}; choose others with --host and --port") from None
+    with listening:
+        served = Served(_load(model), Model(signature=SIGNATURE))
+        front = Front(served, {*LOCAL, *_names(host), *map(str.lower, allowed_hosts)}, known, Monitor())
+        if not known and not _is_loopback(host):
+            write_line(message=f"anybody who reaches {host} may ask: --keys FILE asks for a key")
+        address = f"[{host}]" if ":" in host else host
+        line = f"captcha: {served.name} is served at http://{address}:{listening.getsockname()[1]}"
+        if "@" in model:
+            Watch(
+                served, lambda: _name(resolve(model).uri), lambda name: _load(f"models:/{name}"), WATCH_SECONDS
+            ).start()
+        run(front, listening, lambda: ready(line))
+
+
+def _load(model: str) -> Version:
+    uri = resolve(model).uri
+    return Version(_name(uri), captcha.load(uri))
+
+
+def _name(uri: str) -> str:
+    """Return what X-Model-Version calls a model: NAME/VERSION, or as it was given."""
+    return uri.removeprefix("models:/")
+
+
+def _names(host: str) -> set[str]:
+    """Return the bind address as a name that a Host header may have; none where it stands for every address."""
+    return set() if host in ("0.0.0.0", "::") else {host.lower()}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
