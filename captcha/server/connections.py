@@ -1,9 +1,10 @@
 """Connections: uvicorn's, with a bound on their number and on the time that a client may take to ask."""
 
 import asyncio
+import logging
 import signal
 import socket
-from typing import Any
+from collections.abc import Callable
 
 import h11
 import uvicorn
@@ -80,19 +81,31 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Any) -> None:
-        super().__init__(config)
+class Server(uvicorn.Server):
+    """uvicorn's server with `Connection`; `ready` is called once it answers."""
+
+    def __init__(self, app: ASGIApp, ready: Callable[[], object]) -> None:
+        super().__init__(_config(app))
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
         await super().startup(sockets)
         self._ready()
 
 
-def run(app: ASGIApp, listening: socket.socket, ready: Any) -> None:
+def run(app: ASGIApp, listening: socket.socket, ready: Callable[[], object]) -> None:
     """Answer requests until SIGTERM or Ctrl-C, then let those end that have come in; `ready` is called at the start."""
-    config = uvicorn.Config(
+    server = Server(app, ready)
+    # uvicorn raises the signal again once it has ended: it must find nothing that ends the process with an error.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, server.handle_exit)
+    server.run(sockets=[listening])
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # standard error has lines of JSON only
+    return uvicorn.Config(
         app,
         loop="asyncio",
         http=Connection,
@@ -105,8 +118,3 @@ def run(app: ASGIApp, listening: socket.socket, ready: Any) -> None:
         h11_max_incomplete_event_size=2**15,
         timeout_graceful_shutdown=DEADLINE + 10,
     )
-    server = _Server(config, ready)
-    # uvicorn raises the signal again once it has ended: it must find nothing that ends the process with an error.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, server.handle_exit)
-    server.run(sockets=[listening])

@@ -51,7 +51,7 @@ class Served:
         try:
             readings = model.predict(None, data, params)
         except RequestError as error:
-            visit.refusal = error.get_http_status_code(), error.line
+            visit.refusal = error.get_http_status_code(), error.line  # type: ignore[no-untyped-call]
             raise
         except Exception:  # MLflow would blame the caller, and tell it the trace
             trace = traceback.format_exc()
