@@ -62,8 +62,8 @@ def _load(model: str) -> Version:
 
 
 def _name(uri: str) -> str:
-    """Return what X-Model-Version calls a model: NAME/VERSION, or as it was given."""
-    return uri.removeprefix("models:/")
+    """Return what X-Model-Version calls a model: NAME/VERSION, runs:/RUN_ID, or a folder's name, but not its path."""
+    return uri.removeprefix("models:/") if uri.startswith(("models:/", "runs:/")) else Path(uri).resolve().name
 
 
 def _names(host: str) -> set[str]:

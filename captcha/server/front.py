@@ -7,7 +7,7 @@ import traceback
 import uuid
 from collections.abc import Collection, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 from mlflow.pyfunc import scoring_server
@@ -60,7 +60,7 @@ class Front:
                 response = await self._answer(scope, headers, receive, visit)
             response.headers["X-Request-ID"] = visit.request_id
             if visit.model:
-                response.headers["X-Model-Version"] = visit.model
+                response.headers["X-Model-Version"] = quote(visit.model, safe="/: ")  # a name may have any letters
             status = response.status_code
             await response(scope, receive, send)
         except _GoneError:

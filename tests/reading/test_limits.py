@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,9 @@ def test_the_limits_need_the_standard_library_alone() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(captcha.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_documentation_has_every_limit_with_its_default() -> None:
+    table = (Path(captcha.__file__).parents[1] / "docs" / "serving.md").read_text()
+    written = re.findall(r"^\| `(CAPTCHA_\w+)` \| (\d+) \| \S.* \|$", table, re.MULTILINE)
+    assert [(name, int(default)) for name, default in written] == list(limits.DEFAULTS.items())

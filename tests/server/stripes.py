@@ -2,8 +2,8 @@
 
 import asyncio
 import base64
-import contextlib
 import json
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +71,10 @@ class Client:
         kind: str | None = "application/json",
         method: str = "POST",
         path: str = "/invocations",
-        leave_after: float | None = None,
+        leave: threading.Event | None = None,
         **headers: str,
     ) -> Answer:
-        """Ask, the body in one part or several; with `leave_after` the caller goes after so many seconds."""
+        """Ask, the body in one part or several; the caller goes once `leave` is set."""
         parts = [body] if isinstance(body, bytes) else list(body)
         given = {"host": "127.0.0.1:5001", **{name.replace("_", "-"): value for name, value in headers.items()}}
         if kind is not None:
@@ -94,8 +94,8 @@ class Client:
         async def receive() -> dict[str, Any]:
             if parts:
                 return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(answered.wait(), leave_after)
+            while not answered.is_set() and not (leave and leave.is_set()):
+                await asyncio.sleep(0.01)
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
