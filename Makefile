@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PARAMETERS ?= -P backbone=compact -P epochs=6
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock licences sbom train test slow docs ui clean
+.PHONY: help install lock licences sbom train test slow fuzz docs ui clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -48,6 +48,10 @@ test: $(INSTALLED) ## every check: format, lint, types, import layers, security,
 
 slow: $(INSTALLED) ## whole jobs as real processes (minutes)
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(INSTALLED) ## look for files and requests that break the reader, SECONDS each (900)
+	nice -n 19 $(BIN)/python -m tests.hostile.fuzz_images -max_total_time=$(or $(SECONDS),900)
+	nice -n 19 $(BIN)/python -m tests.hostile.fuzz_requests -max_total_time=$(or $(SECONDS),900)
 
 docs: $(INSTALLED) ## take the pictures in docs/ anew, of runs trained for it or of those at RUNS=TRACKING_URI
 	$(BIN)/python docs/screenshots.py $(RUNS)

@@ -225,13 +225,27 @@ def _strip_on_white(image: PIL.Image.Image) -> Image:
 
 def _deep_colour(png: bytes) -> Image:
     """Return a PNG of 16-bit colour in 8 bits, rounded: Pillow would cut the lower 8 bits off."""
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # libpng says some things still
-    bgr = np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
+    bgr = np.asarray(cv2.imdecode(np.frombuffer(_for_libpng(png), np.uint8), cv2.IMREAD_UNCHANGED))
     pixels = np.empty((*bgr.shape[:2], 3), np.uint8)
     for top, bottom in _strips(*bgr.shape[:2]):
         rgb = bgr[top:bottom, :, [2, 1, 0, 3][: bgr.shape[2]]].astype(np.uint32)
         pixels[top:bottom] = _strip_on_white(PIL.Image.fromarray(((rgb + 128) // 257).astype(np.uint8)))
     return pixels
+
+
+def _for_libpng(png: bytes) -> bytes:
+    """Return a PNG of 16-bit colour without what libpng would complain of on stderr; damaged pixels are refused."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    with _PngReader(io.BytesIO(png)) as image:
+        image.load()  # raises where libpng would write, and read on
+    kept, position = {b"IHDR": b"", b"tRNS": b"", b"IDAT": b""}, 8
+    while position < len(png):
+        length, kind = struct.unpack_from(">I4s", png, position)
+        chunk = png[position : position + 12 + length]
+        if kind == b"IDAT" or (kind == b"IHDR" and not kept[kind]) or (kind == b"tRNS" and (png[25], length) == (2, 6)):
+            kept[kind] = kept[kind] + chunk if kind == b"IDAT" else chunk
+        position += len(chunk)
+    return png[:8] + b"".join(kept.values()) + b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def _upright(image: Image, orientation: int) -> Image:

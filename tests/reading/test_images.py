@@ -614,3 +614,12 @@ def test_bytes_of_any_kind_are_a_file_and_a_pil_image_without_pixels_or_a_known_
     for wrong, line in ((Image.new("RGB", (0, 0)), "nothing to read"), (Image.new("I", (8, 8)), "of mode I does not")):
         with pytest.raises(ImageError, match=line):
             load_image(wrong)
+
+
+def test_a_damaged_png_of_sixteen_bits_says_nothing_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    row = bytes(6 * 9)
+    with pytest.raises(ImageError, match="damaged"):
+        decode_image(_png(9, 3, 16, 2, (b"\7" + row) * 3))  # there is no filter 7
+    assert (decode_image(_png(9, 3, 16, 6, (b"\0" + bytes(8 * 9)) * 3, bytes(1000))) == 255).all()
+    assert (decode_image(_png(9, 3, 16, 2, (b"\0" + row) * 3, bytes(6))) == 255).all()
+    assert capfd.readouterr() == ("", "")
