@@ -23,8 +23,12 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 from picklescan.scanner import scan_bytes
+
+settings.register_profile("steady", derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("steady")  # the same examples each time, so that a failure stays; the fuzzers look for new ones
 
 Draw = Callable[..., NDArray[np.uint8]]
 

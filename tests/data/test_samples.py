@@ -1,9 +1,10 @@
+import hashlib
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from captcha.data.folders import read_samples
@@ -30,6 +31,30 @@ def test_a_split_is_disjoint_in_texts_and_stays_when_files_come(seed: int, shuff
     sides = [{sample.text for sample in side} for side in (after.train, after.validation, after.test)]
     assert sum(map(len, sides)) == len(set.union(*sides)) == 300
     assert len(after.train) + len(after.validation) + len(after.test) == 400
+
+
+@settings(max_examples=50)
+@given(
+    texts=st.lists(st.text(max_size=6), min_size=100, max_size=200, unique=True),
+    seed=st.integers(0, 2**32 - 1),
+    shuffle=st.randoms(use_true_random=False),
+)
+def test_every_sample_stands_in_the_one_part_that_its_label_s_hash_says(
+    texts: list[str], seed: int, shuffle: random.Random
+) -> None:
+    samples = [_sample(f"{number}.png", text) for number, text in enumerate([*texts, *texts[:30]])]
+    sides: dict[str, set[str]] = {"train": set(), "validation": set(), "test": set()}
+    for sample in samples:
+        digest = hashlib.sha256(f"{seed}:{sample.text}".encode()).digest()
+        tenth = int.from_bytes(digest[:8]) * 10 >> 64
+        sides["train" if tenth < 8 else "validation" if tenth == 8 else "test"].add(sample.name)
+    assume(all(sides.values()))
+
+    shuffle.shuffle(samples)
+    parts = split(samples, seed)
+
+    for side, names in sides.items():
+        assert sorted(sample.name for sample in getattr(parts, side)) == sorted(names)
 
 
 def test_a_split_has_the_shares_it_promises() -> None:

@@ -34,6 +34,25 @@ def test_edit_distance_is_the_fewest_edits(prediction: str, reference: str) -> N
     assert edit_distance(prediction, reference) == fewest_edits(prediction, reference)
 
 
+@given(TEXTS, TEXTS, TEXTS)
+def test_edit_distance_is_a_distance(one: str, other: str, third: str) -> None:
+    assert edit_distance(one, other) == edit_distance(other, one)
+    assert edit_distance(one, third) <= edit_distance(one, other) + edit_distance(other, third)
+    assert abs(len(one) - len(other)) <= edit_distance(one, other) <= max(len(one), len(other))
+
+
+@given(PAIRS)
+def test_the_character_error_rate_lies_between_what_the_lengths_allow(pairs: list[tuple[str, str]]) -> None:
+    predictions, references = zip(*pairs, strict=True)
+    length = max(1, sum(map(len, references)))
+
+    rate = character_error_rate(predictions, references)
+
+    assert sum(abs(len(p) - len(r)) for p, r in pairs) <= rate * length + 1e-9
+    assert rate * length <= sum(max(len(p), len(r)) for p, r in pairs) + 1e-9
+    assert character_error_rate(predictions[::-1], references[::-1]) == rate
+
+
 @pytest.mark.parametrize(
     ("a", "b", "edits"), [("kitten", "sitting", 3), ("", "中😀", 2), ("é", "e\u0301", 2), ("ab", "ba", 2)]
 )

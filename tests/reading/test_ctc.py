@@ -94,6 +94,27 @@ def test_frames_needed_leaves_room_for_a_blank_between_repeats(labels: list[int]
 
 @given(CASES)
 @settings(max_examples=25, deadline=None)
+def test_greedy_decodes_the_likeliest_of_all_paths(case: tuple[int, int, int, int]) -> None:
+    log_probs = random_log_probs(*case)
+    frames, samples, classes = log_probs.shape
+    paths = np.array(list(product(range(classes), repeat=frames)))
+    for n, labels in enumerate(greedy_decode(log_probs)):
+        likelihoods = log_probs[np.arange(frames), n, paths].astype(np.float64).sum(axis=1)
+        assert tuple(labels) == collapse(tuple(paths[likelihoods.argmax()].tolist()))
+    assert samples == len(greedy_decode(log_probs))
+
+
+@given(CASES, st.integers(1, 4))
+@settings(max_examples=25, deadline=None)
+def test_no_beam_finds_more_than_the_likeliest_text(case: tuple[int, int, int, int], beam_width: int) -> None:
+    log_probs = random_log_probs(*case)
+    for n, labels in enumerate(beam_search_decode(log_probs, beam_width)):
+        texts = every_text_probability(log_probs[:, n])
+        assert 0 < texts[tuple(labels)] <= max(texts.values())
+
+
+@given(CASES)
+@settings(max_examples=25, deadline=None)
 def test_a_beam_that_holds_every_prefix_finds_the_likeliest_text(case: tuple[int, int, int, int]) -> None:
     log_probs = random_log_probs(*case)
 

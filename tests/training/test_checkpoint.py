@@ -3,12 +3,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
 
 from captcha.reading.vocabulary import BLANK, Vocabulary
 from captcha.training.checkpoint import HEAD_AXES, Checkpoint, CheckpointError, warm_start
-from captcha.training.model import Crnn
+from captcha.training.model import BACKBONES, Crnn
 
 Noise = Callable[..., Tensor]
 HEIGHT = 32
@@ -117,6 +119,63 @@ def test_a_damaged_file_and_one_of_another_format_are_one_line() -> None:
             Checkpoint.from_bytes(damaged)
     with pytest.raises(CheckpointError, match=r"^the weights have format 9, this version reads 1$"):
         Checkpoint.from_bytes(content.replace(rb"\"format\": 1", rb"\"format\": 9"))
+
+
+TENSORS = st.dictionaries(
+    st.text("abc.", min_size=1, max_size=9), st.lists(st.floats(width=32), min_size=1, max_size=9), max_size=4
+)
+SMALL = st.builds(
+    lambda backbone, characters, height, gru_weight, tensors: Checkpoint(
+        backbone, Vocabulary("".join(characters)), height, gru_weight, {k: torch.tensor(v) for k, v in tensors.items()}
+    ),
+    st.sampled_from(sorted(BACKBONES)),
+    st.lists(st.characters(), min_size=1, max_size=9, unique=True),
+    st.integers(1, 512),
+    st.floats(0, 1),
+    TENSORS,
+)
+
+
+def same(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two checkpoints are equal to the bit, NaN included."""
+    parts = [(each.backbone, each.vocabulary, each.height, each.gru_weight) for each in (one, other)]
+    bits = [{k: v.view(torch.int32).tolist() for k, v in each.weights.items()} for each in (one, other)]
+    return parts[0] == parts[1] and bits[0] == bits[1]
+
+
+@given(SMALL)
+def test_any_checkpoint_comes_back_from_its_file(checkpoint: Checkpoint) -> None:
+    assert same(Checkpoint.from_bytes(checkpoint.to_bytes()), checkpoint)
+
+
+@given(SMALL, st.data())
+def test_a_file_that_is_cut_or_goes_on_is_refused(checkpoint: Checkpoint, data: st.DataObject) -> None:
+    content = checkpoint.to_bytes()
+    kept = data.draw(st.integers(0, len(content) - 1))
+    for damaged in (content[:kept], content + content[:1]):
+        with pytest.raises(CheckpointError, match=r"^the weights [^\n]+$"):
+            Checkpoint.from_bytes(damaged)
+
+
+@settings(max_examples=100)
+@given(SMALL, st.data())
+def test_a_changed_bit_is_refused_or_changes_one_number(checkpoint: Checkpoint, data: st.DataObject) -> None:
+    """What is refused is one line; where weights were noted with their sha256, the registry refuses the others too."""
+    content = checkpoint.to_bytes()
+    place = data.draw(st.integers(0, len(content) - 1))
+    changed = bytearray(content)
+    changed[place] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        found = Checkpoint.from_bytes(bytes(changed))
+    except CheckpointError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017 - either is right
+        return
+    if place >= 8 + int.from_bytes(content[:8], "little"):  # behind the header: the numbers
+        assert not same(found, checkpoint)
+        bits = [
+            torch.cat([each.weights[k].view(torch.int32) for k in sorted(each.weights)]) for each in (found, checkpoint)
+        ]
+        assert int((bits[0] != bits[1]).sum()) == 1
 
 
 def test_a_meaning_that_is_none_is_one_line() -> None:
