@@ -491,13 +491,13 @@ def _csv() -> Cases:
         "index": f",image\n0,{GOOD}\n1,{GOOD}\n",
         "index-alone": f"image\n0,{GOOD}\n",
         "10000-columns": ",".join(f"MARK{n}" for n in range(10_000)) + "\n" + "1," * 9_999 + "1\n",
-        "10000-equal-columns": ",".join(["image"] * 10_000) + "\n" + "MARK," * 9_999 + "1\n",
+        "3000-equal-columns": ",".join(["image"] * 3_000) + "\n" + "MARK," * 2_999 + "1\n",
         "100000-rows": "image\n" + "MARK\n" * 100_000,
         "1025-rows": "image\n" + f"{GOOD}\n" * 1025,
         "1025-empty-rows": "image\n" + '""\n' * 1025,
         "a-field-of-a-megabyte": "image\n" + "MARK" * 250_000 + "\n",
         "a-header-of-a-megabyte": "MARK" * 250_000 + "\n1\n",
-        "100000-commas": "image\n" + "," * 100_000 + "\n",
+        "3000-commas": "image\n" + "," * 3_000 + "\n",
         "spaces-of-a-megabyte": "image\n" + " " * 1_000_000,
         "thousands": 'image\n"1,000"\n',
         "gzipped": gzip.compress(b"image\nMARK\n", mtime=0),
@@ -509,8 +509,7 @@ def _csv() -> Cases:
         "form-feeds": f"image\f{GOOD}\f",
     }
     for name, text in texts.items():
-        many_columns = name in ("100000-commas", "10000-equal-columns")  # pandas takes quadratic time over these
-        yield post(f"csv/{name}", text, CSV, provokes=(504,) if many_columns else ())
+        yield post(f"csv/{name}", text, CSV)
     rng = random.Random(SEED + 2)
     sound = f'image,b\n{GOOD},"a ""b"" c"\n{GOOD},2\n'.encode()
     for number in range(12):
@@ -1033,7 +1032,7 @@ def _smuggling() -> Cases:
     for name, wire in {
         "2": ping + last,
         "100": ping * 99 + last,
-        "1000": ping * 999 + last,
+        "300": ping * 299 + last,
         "10-readings": one * 9 + _request(),
         "junk-after": one + "MARK\r\n\r\n",
         "junk-first": "MARK\r\n\r\n" + one,
