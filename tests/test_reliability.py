@@ -58,7 +58,8 @@ if kill_in_write:  # in the middle of a checkpoint's write: half of the file is 
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, content, sync)
     snapshot.write_whole = torn
-main(sys.argv[1:])
+if __name__ == "__main__":  # not in the processes that draw
+    main(sys.argv[1:])
 """
 
 
@@ -240,7 +241,7 @@ def test_every_tensor_of_a_resumed_trainings_last_checkpoint_is_that_of_one_that
             asked.append("--resume=auto")
         # Kept from ending by the last write of its end: the checkpoint of the last epoch is then on disk.
         (project.folder / "job.py").write_text(
-            JOB.replace("main(sys", "train.log_recognizer = lambda *_: 1 / 0\nmain(sys")
+            JOB.replace("    main(sys", "    train.log_recognizer = lambda *_: 1 / 0\n    main(sys")
         )
         project.run(*asked, code=1)
         (kept,) = project.unfinished

@@ -60,14 +60,12 @@ def recognizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model_uri(tracking: Path, recognizer_folder: Path) -> str:
     """The URI of the recogniser as a logged model, in the store of this module's tests."""
-    import mlflow
+    from captcha.tracking.models import log_model, own_model_id
+    from captcha.tracking.runs import tracked_run
 
-    from captcha.tracking.models import log_model
-
-    experiment = mlflow.MlflowClient().create_experiment("hostile")
-    with mlflow.start_run(experiment_id=experiment):
-        model_id = log_model(recognizer_folder, picture(), step=0)
-    return f"models:/{model_id}"
+    with tracked_run("a training") as run:
+        log_model(recognizer_folder, picture(), step=0)
+    return f"models:/{own_model_id(run.info.run_id)}"
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from typing import Any
 import mlflow
 import pytest
 
-from captcha.tracking.models import log_model
+from captcha.tracking.models import log_model, own_model_id
+from captcha.tracking.runs import tracked_run
 from tests.server.stripes import encoded, png, save_stripes
 
 pytestmark = pytest.mark.slow
@@ -37,11 +38,11 @@ KEYS = ["the-first-key-of-the-test", "another-key-of-the-test"]
 def store(tracking: Path) -> Path:
     """A folder with a registry that has two versions of one model; version 1 is the champion."""
     client = mlflow.MlflowClient()
-    experiment = client.create_experiment("serving")
     client.create_registered_model("m")
     for _ in range(2):
-        with mlflow.start_run(experiment_id=experiment) as run:
-            model_id = log_model(save_stripes(tracking / "recognizer"), png("abc"), 0)
+        with tracked_run("a training") as run:
+            log_model(save_stripes(tracking / "recognizer"), png("abc"), 0)
+        model_id = own_model_id(run.info.run_id)
         client.create_model_version("m", f"models:/{model_id}", run_id=run.info.run_id, model_id=model_id)
     promote(1)
     return tracking
