@@ -25,7 +25,7 @@ from captcha.jobs import compare, evaluate, predict, train
 from captcha.jobs.compare import CompareOutcome, Differing
 from captcha.jobs.evaluate import EvaluateOutcome
 from captcha.jobs.train import TrainOutcome
-from captcha.reading import recognizer, serving
+from captcha.reading import recognizer
 from captcha.reading.images import ImageError
 from captcha.reading.recognizer import Reading, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
@@ -223,8 +223,6 @@ def test_predict_reads_a_folders_own_images_in_order_and_leaves_hidden_ones_alon
 
 def test_predict_has_the_recognizers_decoders_and_defaults() -> None:
     ours, theirs = signature(commands.predict).parameters, signature(recognizer.Recognizer.read).parameters
-    (options,) = ours["beam_width"].annotation.__metadata__
-    assert options.max == serving.MAX_BEAM_WIDTH
     assert get_args(get_args(ours["decoder"].annotation)[0]) == get_args(recognizer.Decoder)
     assert ours["decoder"].default == theirs["decoder"].default
     assert ours["beam_width"].default == theirs["beam_width"].default
@@ -431,7 +429,6 @@ def test_check_names_characters_outside_the_vocabulary(capsys: Capture, captcha_
         (["evaluate", "no/such"], f"'DIR': no such folder: {Path.cwd() / 'no/such'}"),
         (["check", __file__], f"'DIR': not a folder: {__file__}"),
         (["check", str(Path(__file__).parent), "--height", "1000000000"], "'--height': .* less than or equal to 256"),
-        (["predict", "x.png", "--beam-width", "1000000"], "'--beam-width': .* less than or equal to 100"),
         (["predict", str(Path(__file__).parent)], f"no images in {Path(__file__).parent}"),
         (["predict", "x.png", "--model", "file:///etc"], "'file:///etc' names no model: there is no such folder; use"),
         (["predict", "x.png", "--model", "http://127.0.0.1:9/x"], "'http://127.0.0.1:9/x' names no model: "),
