@@ -190,11 +190,15 @@ def _read_upload(content_type: str, body: bytes) -> Form:
     return _checked([base64.b64encode(content).decode() for content in files], params)
 
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character, which JSON can name; pandas stops at it, where MLflow casts the images to text."""
+
+
 def _checked(images: Iterable[object], params: object) -> Form:
     """Return the form of a request, its images text and its parameters known."""
     texts, problems = [], []
     for place, image in enumerate(images):
-        if isinstance(image, str):
+        if isinstance(image, str) and not LONE_SURROGATE.search(image):
             texts.append(image)
         else:
             what = "is null" if image is None else "must be text in base64"

@@ -1,8 +1,8 @@
 """Fuzz the request parser, guided by coverage: python -m tests.hostile.fuzz_requests [options of libFuzzer] [folder].
 
 An input is one letter and what the letter says: J, the body of a request in JSON, as MLflow's scoring server gets it;
-C, one in CSV; I, the text of one image; P, JSON of parameters and of the values of a frame, as a caller in Python
-may give them.
+C, one in CSV; F, a line with the Content-Type and then a body, as `captcha serve` gets them; I, the text of one image;
+P, JSON of parameters and of the values of a frame, as a caller in Python may give them.
 """
 
 import base64
@@ -77,6 +77,8 @@ def check(data: bytes) -> None:
         _send(content, "application/json")
     elif kind == b"C":
         _send(content, "text/csv")
+    elif kind == b"F":
+        _take(content)
     elif kind == b"I":
         _read(content)
     elif kind == b"P":
@@ -99,6 +101,22 @@ def _send(content: bytes, content_type: str) -> None:
         assert "/captcha/reading/" not in trace, trace
     else:
         json.loads(answer.response, parse_constant=_no_json)
+
+
+def _take(content: bytes) -> None:
+    """Give a body to the parser of `captcha serve`; what it lets through is text that MLflow can take as well."""
+    from captcha.server.forms import read_form
+    from captcha.server.visits import RefusalError
+
+    kind, _, body = content.partition(b"\n")
+    try:
+        form = read_form(kind.decode("latin-1"), body)
+    except RefusalError as error:
+        _check_line(str(error))
+    else:
+        assert len(form.images) <= 1024 or len(body) > 1024
+        "".join(form.images).encode()  # pandas would raise at what is no text in UTF-8
+        json.loads(form.as_json(), parse_constant=_no_json)
 
 
 def _no_json(name: str) -> None:
@@ -179,7 +197,8 @@ def main() -> None:
     import atheris  # type: ignore[import-untyped]
 
     with atheris.instrument_imports(include=["captcha"]):
-        import captcha.reading.serving  # noqa: F401 - what `check` uses
+        import captcha.reading.serving  # what `check` uses
+        import captcha.server.forms  # noqa: F401
     logging.disable()  # MLflow's advice about half of the requests
     warnings.simplefilter("ignore")  # and pandas'
     atheris.instrument_func(_odd)

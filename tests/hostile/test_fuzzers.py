@@ -23,7 +23,7 @@ def test_the_image_reader_passes_over_its_seeds() -> None:
 def test_the_request_parser_passes_over_its_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
     seeds = fuzz_requests.seeds()
-    assert {content[:1] for content in seeds.values()} == {b"J", b"C", b"I", b"P"}
+    assert {content[:1] for content in seeds.values()} == {b"J", b"C", b"F", b"I", b"P"}
     for content in seeds.values():
         fuzz_requests.check(content)
 

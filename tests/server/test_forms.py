@@ -134,6 +134,7 @@ def test_bad_csv_is_refused(body: bytes) -> None:
             "row 0, 1, 2 and 1 more",
         ),
         ('{"inputs": ["A", null, 5, {}, []]}', "row 0, 1, 2 and 2 more (the first row is row 0) have no object"),
+        ('{"inputs": ["A", "\\ud800"]}', "row 1: the image must be text in base64"),
         (
             '{"inputs": ["A", null, 5, true, [], "A"]}',
             "row 1: the image is null; row 2: the image must be text in base64",
