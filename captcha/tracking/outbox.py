@@ -63,9 +63,14 @@ class OutboxError(CaptchaError):
 
 
 class Unsent(CaptchaError):  # noqa: N818  what has happened, not a fault
-    """The job is done, but the tracking server has not come back; one line with the command that sends the rest."""
+    """The tracking server has not come back; one line with the command that sends what waits for it."""
 
     exit_code = 3
+
+    def __init__(self, line: str, done: bool = False) -> None:
+        super().__init__(line)
+        self.done = done
+        """Whether nothing but the sending is left of the job."""
 
 
 class Outbox:

@@ -136,13 +136,14 @@ def tracked_run(
         yield run
     except (KeyboardInterrupt, SystemExit):
         signals.heed()
-        _end(begun, "KILLED", "Stopped before its end.")
+        _end(begun, "KILLED", "Stopped before its end.", SHORT_PATIENCE)
         raise
-    except Unsent:
-        _end(begun, "KILLED", "The tracking server was away.")
+    except Unsent as error:  # it was waited for
+        _end(begun, "FINISHED" if error.done else "KILLED", patience=0)
         raise
     except BaseException as error:
-        _end(begun, "FAILED", f"Failed: {error or type(error).__name__}", getattr(error, "resumable", True))
+        note = f"Failed: {error or type(error).__name__}"
+        _end(begun, "FAILED", note, SHORT_PATIENCE, getattr(error, "resumable", True))
         raise
     _end(begun, "FINISHED")
 
@@ -215,7 +216,9 @@ class _Monitor(SystemMetricsMonitor):
             each.clear_metrics()
 
 
-def _end(begun: _Open | None, status: str, note: str | None = None, resumable: bool = True) -> None:
+def _end(
+    begun: _Open | None, status: str, note: str | None = None, patience: float = PATIENCE, resumable: bool = True
+) -> None:
     """End the run; MLflow's lines about it go to standard error, as standard output is for results.
 
     What the tracking server has not taken yet waits a while for it, and then stays on disk. A nested run does not
@@ -236,7 +239,7 @@ def _end(begun: _Open | None, status: str, note: str | None = None, resumable: b
             if note:
                 more = f" `captcha {asked.job} --resume {outbox.run_id}` goes on." if asked and not above else ""
                 outbox.put("tags", {"values": {NOTE: note + more}}, numbered=False)
-            sent = begun.flush(0 if above else PATIENCE if finished else SHORT_PATIENCE)
+            sent = begun.flush(0 if above else patience)
         except Exception as error:  # what the server says against what was logged
             fault, status = error, "FAILED" if finished else status
         try:
@@ -257,17 +260,19 @@ def _end(begun: _Open | None, status: str, note: str | None = None, resumable: b
         return
     if asked:
         logger.info("go on with: captcha %s --resume %s", asked.job, outbox.run_id)
-    if not sent and finished:
+    if sent or patience == 0:
+        return
+    if finished:
         raise unsent(outbox)
-    if not sent and not isinstance(sys.exc_info()[1], Unsent):
-        logger.warning("the tracking server %s is away: %s", tracking_uri(), outbox.remedy())
+    logger.warning("the tracking server %s is away: %s", tracking_uri(), outbox.remedy())
 
 
 def unsent(outbox: Outbox) -> Unsent:
     """Return what ends a job whose tracking server has not come back."""
     return Unsent(
         f"the tracking server {tracking_uri()} has not come back: all that the run logged is in "
-        f"{outbox.folder.parent}; {outbox.remedy()}"
+        f"{outbox.folder.parent}; {outbox.remedy()}",
+        done=True,
     )
 
 
