@@ -123,7 +123,7 @@ def rows(folder: Path) -> list[BudgetRow]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "_measure", measure)
-        patch.setattr(job, "_train_on_drawn", lambda *_: drawn_first)
+        patch.setattr(job, "_trained_on_drawn", lambda *_: drawn_first)
         return budget(asked(folder, labels="0,all,10"))
 
 
