@@ -68,11 +68,18 @@ def _name(uri: str) -> str:
 
 def _names(host: str) -> set[str]:
     """Return the bind address as a name that a Host header may have; none where it stands for every address."""
-    return set() if host in ("0.0.0.0", "::") else {host.lower()}
+    address = _address(host)
+    return set() if address and address.is_unspecified else {host.lower()}
 
 
 def _is_loopback(host: str) -> bool:
+    address = _address(host)
+    return address.is_loopback if address else host == "localhost"
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return a host as an address, None where it is a name."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return None
