@@ -38,7 +38,7 @@ def sync(folder: Path) -> SyncOutcome:
     if not whole.process.gone and whole.process.pid != os.getpid():
         raise ResumeError(f"run {whole.run_id} is still under way, process {whole.process.pid}: it sends by itself")
     os.environ.setdefault("MLFLOW_TRACKING_URI", whole.tracking_uri)
-    connect()
+    connect(writing=True)
     nested = [Unfinished.load(file.parent) for file in sorted((folder / "runs").glob(f"*/{JOB_FILE}"))]
     entries = 0
     for each in [*nested, whole]:

@@ -63,7 +63,7 @@ def promote(named: str, reason: str = "") -> tuple[str, Move]:
     Raises:
         RegistryError: there is no such version, it is champion already, or the reason is too long.
     """
-    connect()
+    connect(writing=True)
     client = MlflowClient()
     found = find(client, named)
     if not isinstance(found, ModelVersion):
@@ -78,7 +78,7 @@ def rollback(name: str, reason: str = "") -> tuple[str, Move]:
         RegistryError: the history knows of no champion before the present one, that version is no longer there, or
             the reason is too long.
     """
-    connect()
+    connect(writing=True)
     client = MlflowClient()
     try:
         settle(client, name)

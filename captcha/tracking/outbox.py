@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from captcha import CaptchaError
 from captcha.data.files import write_whole
+from captcha.tracking.store import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,12 @@ _AWAY = re.compile(
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether an error says that the store cannot be reached, or cannot take anything now, and may later."""
+    """Return whether an error says that the store cannot be reached, or cannot take anything now, and may later.
+
+    An error of ours is one where it came of one.
+    """
+    if isinstance(error, CaptchaError):
+        return isinstance(error, StoreError) or (error.__context__ is not None and is_outage(error.__context__))
     if isinstance(error, requests.RequestException | OSError):
         return True
     passing = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")

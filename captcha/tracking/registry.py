@@ -48,7 +48,7 @@ def register(run_id: str, name: str) -> tuple[str, int, str]:
             f"{shown!r} is no name for a registered model: use letters, digits, spaces, '.', '-' and '_', "
             f"{MODEL_NAME_LENGTH} at most"
         )
-    connect()
+    connect(writing=True)
     client = MlflowClient()
     try:
         run = client.get_run(run_id)

@@ -12,8 +12,10 @@ import pytest
 import requests
 from mlflow.exceptions import MlflowException
 
+from captcha import CaptchaError
 from captcha.tracking import outbox as module
 from captcha.tracking.outbox import Outbox, OutboxError, is_outage
+from captcha.tracking.store import StoreError
 
 
 class Server:
@@ -300,7 +302,20 @@ def test_a_kill_at_any_line_loses_nothing(tmp_path: Path) -> None:
         (MlflowException("Run with id=0 not found", error_code=3), False),
         (MlflowException("connection is no key", error_code=3), False),
         (TypeError("a fault of ours"), False),
+        (StoreError("the server is away"), True),
+        (CaptchaError("no such model"), False),
     ],
 )
 def test_an_outage_is_told_from_a_refusal(error: Exception, outage: bool) -> None:
     assert is_outage(error) is outage
+
+
+def test_an_error_of_ours_is_an_outage_where_it_came_of_one() -> None:
+    for cause, outage in ((requests.ConnectionError("refused"), True), (ValueError("nonsense"), False)):
+        try:
+            try:
+                raise cause
+            except Exception:
+                raise CaptchaError("the run cannot be found") from None
+        except CaptchaError as error:
+            assert is_outage(error) is outage
