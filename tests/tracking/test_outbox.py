@@ -310,12 +310,14 @@ def test_an_outage_is_told_from_a_refusal(error: Exception, outage: bool) -> Non
     assert is_outage(error) is outage
 
 
-def test_an_error_of_ours_is_an_outage_where_it_came_of_one() -> None:
-    for cause, outage in ((requests.ConnectionError("refused"), True), (ValueError("nonsense"), False)):
+@pytest.mark.parametrize(("cause", "outage"), [(requests.ConnectionError("refused"), True), (ValueError("x"), False)])
+def test_an_error_of_ours_is_an_outage_where_it_came_of_one(cause: Exception, outage: bool) -> None:
+    def explain() -> None:
         try:
-            try:
-                raise cause
-            except Exception:
-                raise CaptchaError("the run cannot be found") from None
-        except CaptchaError as error:
-            assert is_outage(error) is outage
+            raise cause
+        except Exception:
+            raise CaptchaError("the run cannot be found") from None
+
+    with pytest.raises(CaptchaError) as explained:
+        explain()
+    assert is_outage(explained.value) is outage
