@@ -1,5 +1,6 @@
 """Train a recogniser: settings → one tracked run → a registered model. Other jobs that train call its parts."""
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -101,9 +102,8 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
     facts = facts_of(sources, split.digest, parent, recipe)
     refuse_changes(unfinished, facts)
     asked = Asked("train", settings.shaping(), facts)
-    with tracked_run(
-        name_of(settings, sources, parent), asked=asked, resumed=unfinished
-    ) as run:  # only now: a mistake leaves no run
+    # Only now: a mistake leaves no run.
+    with tracked_run(name_of(settings, sources, parent), asked=asked, resumed=unfinished) as run:
         log_settings(settings.shaping())  # at once: a run that fails says how it was started
         log_facts({"job": "train"})
         log_left_out(left_out or ())
@@ -410,18 +410,18 @@ def fit(
             steps = lambda steps: checkpoints.steps(bar.steps(steps))  # noqa: E731
             for last in train_epochs(state, batches, split.validation, schedule, steps):
                 assert state.standing
-                bar.show(last, state.standing.last_epoch)
-                history.append(last.metrics())
-                _log_epoch(last, schedule.epochs)
-                if not keep_last:
-                    _print_epoch(last, schedule.epochs, started)
-                checkpoints.save()
+                with checkpoints.after_epoch():
+                    bar.show(last, state.standing.last_epoch)
+                    history.append(last.metrics())
+                    _log_epoch(last, schedule.epochs)
+                    if not keep_last:
+                        _print_epoch(last, schedule.epochs, started)
     except (KeyboardInterrupt, SystemExit) as stop:
         signals.heed()
         stopped = stop
-        if checkpoints.whole:
+        if whole := checkpoints.is_whole():
             checkpoints.save()
-        if control.register_best and state.kept_epoch and checkpoints.whole:
+        if whole and control.register_best and state.kept_epoch:
             checkpoints.end_here()
             signals.listen_anew()
             stopped = None
@@ -449,8 +449,7 @@ class _Checkpoints:
         self.state, self.batches, self.seconds = state, batches, 60 * minutes
         self.folder, self.outbox = active_folder(), active_outbox()
         self.history: list[dict[str, float]] = []
-        self.whole = True
-        """Whether the state is between two steps."""
+        self._between = True
         if saved := load_snapshot(self.folder):
             saved.restore(state)
             batches.learned_from[:] = saved.learned_from
@@ -458,8 +457,13 @@ class _Checkpoints:
             self.outbox.start_from(saved.notes["said"])
         self._saved_at = time.monotonic()
 
+    def is_whole(self) -> bool:
+        """Whether the state is between two steps, and every epoch in it is in the history and logged."""
+        epoch = self.state.standing.epoch if self.state.standing else -1
+        return self._between and epoch == len(self.history) - 1
+
     def save(self) -> None:
-        """Write the state, which must be between two steps; before the first evaluation there is nothing to keep."""
+        """Write the state, which must be whole; before the first evaluation there is nothing to keep."""
         if self.state.standing:
             notes = {"history": self.history, "said": self.outbox.said}
             save_snapshot(self.folder, self.state, self.batches.learned_from, notes)
@@ -471,13 +475,22 @@ class _Checkpoints:
         self.state.standing = replace(self.state.standing, last_epoch=self.state.standing.epoch)
         self.save()
 
+    @contextlib.contextmanager
+    def after_epoch(self) -> Iterator[None]:
+        """Write the state after what logs an epoch; a signal is heard when that is done, so that nothing is missing."""
+        self._between = False
+        with signals.held():
+            yield
+            self.save()
+            self._between = True
+
     def steps(self, steps: Iterable[int]) -> Iterator[int]:
         """Give the steps of an epoch; a signal is heard between two of them."""
         for step in steps:
-            self.whole = False
+            self._between = False
             with signals.held():
                 yield step
-                self.whole = True
+                self._between = True
             if time.monotonic() - self._saved_at > self.seconds:
                 self.save()
 

@@ -124,7 +124,8 @@ def tracked_run(
         left = _leave_run_elsewhere(always=resumed is not None)
         if "MLFLOW_RUN_ID" not in os.environ and not resumed:
             _set_experiment()
-    tags = {key: value for key, value in left.data.tags.items() if key.startswith("mlflow.")} if left else {}
+    begun_by = left.data.tags if left and not resumed else {}
+    tags = {key: value for key, value in begun_by.items() if key.startswith("mlflow.")}
     begun: _Open | None = None
     try:
         run = _started(run_name, nested, tags, resumed)
