@@ -1040,6 +1040,6 @@ def _smuggling() -> Cases:
         "good-after-close": last + hidden,
         "half-after": one + one[:40],
         "unknown-paths": hidden.replace("Connection: close\r\n", "") * 50 + hidden,
-        "head-first": ping.replace("GET", "HEAD") * 5 + last,
+        "options-first": ping.replace("GET", "OPTIONS") * 5 + last,
     }.items():
         yield raw(f"pipelined/{name}", wire, complete=False)

@@ -100,6 +100,7 @@ def test_ten_thousand_requests_are_read_right_and_leave_no_memory(server: Server
     work = [(number, number % 10 == 9) for number in range(10_000)]
     wrong: Counter[str] = Counter()
     local = threading.local()
+    opened: list[http.client.HTTPConnection] = []
 
     def ask(number: int, is_bad: bool) -> None:
         text = texts[number % len(texts)]
@@ -108,6 +109,7 @@ def test_ten_thousand_requests_are_read_right_and_leave_no_memory(server: Server
         for attempt in range(2):  # a server may close a connection that it has kept long enough
             if not hasattr(local, "connection"):
                 local.connection = http.client.HTTPConnection(*server.address, timeout=120)
+                opened.append(local.connection)
             try:
                 local.connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
                 answer = local.connection.getresponse()
@@ -132,6 +134,8 @@ def test_ten_thousand_requests_are_read_right_and_leave_no_memory(server: Server
             for done in [pool.submit(ask, *each) for each in half]:
                 done.result()
             memory.append(server.memory())
+    for connection in opened:
+        connection.close()
     print(f"{server.kind}: 10000 requests, bytes after each half {memory}, {memory[1] / memory[0] - 1:+.2%}")
     assert +wrong == Counter()
     assert memory[1] < 1.05 * memory[0]

@@ -281,7 +281,7 @@ def _cpu_seconds(pid: int) -> float:
 @pytest.mark.parametrize(
     ("options", "variables", "line"),
     [
-        (("-m", "models:/nope@champion"), {}, "name=nope not found"),
+        (("-m", "models:/nope@champion"), {}, "'models:/nope@champion' names no model"),
         (("-m", "models:/m/1", "--keys", "no-such-file"), {}, "no-such-file cannot be read: No such file"),
         (("-m", "models:/m/1", "--host", "192.0.2.1"), {}, "192.0.2.1, port 5001: "),
         (("-m", "models:/m/1"), {"CAPTCHA_MAX_BODY": "lots"}, "CAPTCHA_MAX_BODY must be a whole number"),
