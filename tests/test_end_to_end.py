@@ -244,8 +244,8 @@ def test_the_run_holds_parameters_metrics_pictures_and_tables(job: Job, images: 
 def test_the_registered_version_is_the_champion_and_tells_where_it_comes_from(job: Job, images: Path) -> None:
     version = job.client.get_model_version_by_alias("captcha-crnn", "champion")
     assert (version.version, version.run_id) == ("1", job.run.info.run_id)
-    assert version.tags["data"] == str(images)
-    assert f"`{images}`" in str(version.description)
+    assert version.tags["data"] == images.name
+    assert f"`{images.name}`" in str(version.description)
     assert version.tags["test_digest"] == job.run.data.tags["test_digest"]
     assert version.tags["exact_match"] == f"{job.run.data.metrics['test/exact_match']:.4f}"
 
