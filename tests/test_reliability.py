@@ -388,6 +388,31 @@ def test_finished_parts_of_a_job_are_not_trained_again(job: str, make_project: C
     assert not project.unfinished
 
 
+def test_a_full_disk_ends_a_training_in_one_line_and_with_more_room_it_goes_on(
+    tmp_path: Path, new_mlflow_database: Path, draw_digits: Callable[[Path, int], Path]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=44m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only who may mount can make a small disk")
+    try:
+        project = Project(disk / "captcha", new_mlflow_database, draw_digits)
+        asked = ["train", *TINY, "--epochs=3", "--data=digits"]
+        said = project.run(*asked, code=2)
+        assert "No space left on device: free some space on the disk of" in said.splitlines()[-1]
+        assert "Traceback" not in said
+        (kept,) = project.unfinished
+        assert not list(kept.glob(".*"))  # nothing half-written
+        subprocess.run(["mount", "-o", "remount,size=400m", str(disk)], check=True)
+        project.run(*asked, "--resume=auto")
+        (run,) = project.runs()
+        assert run.info.status == "FINISHED"
+        assert [step for step, _ in points(project.client, run)["val/loss"]] == [0, 1, 2, 3]
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
 # The tracking server goes away
 
 
