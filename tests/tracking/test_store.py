@@ -240,12 +240,18 @@ sys.stdin.read()
         check_store(f"sqlite:///{database}", writing=True)
 
 
-def as_an_ordinary_user(uri: str, writing: bool) -> str:
-    """Return what an ordinary user is told of a store, whoever runs the tests; OK where it is taken."""
+def as_an_ordinary_user(uri: str, writing: bool, sound: Path) -> str:
+    """Return what an ordinary user is told of a store, whoever runs the tests; OK where it is taken.
+
+    A sound database is looked at before: as an ordinary user the process may not read where the packages lie.
+    """
     program = """
 import os, sys
+from captcha.tracking import store
 from captcha.tracking.store import StoreError, check_store
-if os.getuid() == 0:  # only now: an ordinary user may not read where the packages lie
+check_store(f"sqlite:///{sys.argv[3]}", writing=True)
+store._known = lambda revision: True  # a stand-in: it looks among MLflow's files
+if os.getuid() == 0:
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
@@ -255,7 +261,7 @@ try:
 except StoreError as error:
     print(error)
 """
-    command = [sys.executable, "-c", program, uri, str(writing)]
+    command = [sys.executable, "-c", program, uri, str(writing), str(sound)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.removesuffix("\n")
@@ -273,19 +279,23 @@ def test_what_an_ordinary_user_may_not_read_or_write_is_told(new_mlflow_database
     folder = open_folder
     database = Path(shutil.copy(new_mlflow_database, folder / "runs.db"))
     uri = f"sqlite:///{database}"
+
+    def told_to(uri: str, writing: bool) -> str:
+        return as_an_ordinary_user(uri, writing, new_mlflow_database)
+
     folder.chmod(0o000 if os.getuid() else 0o700)
-    assert as_an_ordinary_user(uri, writing=False).startswith(f"the database {database} cannot be read: Permission de")
+    assert told_to(uri, writing=False).startswith(f"the database {database} cannot be read: Permission de")
     folder.chmod(0o555)
     database.chmod(0o444)
-    assert as_an_ordinary_user(uri, writing=False) == "OK"
-    line = as_an_ordinary_user(uri, writing=True)
+    assert told_to(uri, writing=False) == "OK"
+    line = told_to(uri, writing=True)
     assert line.startswith(f"the database {database} cannot be written: you may not write into {folder}; get leave to")
     new = f"sqlite:///{folder}/new.db"
-    assert as_an_ordinary_user(new, writing=False).startswith(f"the database {folder}/new.db cannot be written: ")
+    assert told_to(new, writing=False).startswith(f"the database {folder}/new.db cannot be written: ")
     folder.chmod(0o777)
-    assert as_an_ordinary_user(uri, writing=True).startswith(f"the database {database} is read-only: get leave to")
+    assert told_to(uri, writing=True).startswith(f"the database {database} is read-only: get leave to")
     database.chmod(0o600 if os.getuid() == 0 else 0o200)
-    assert as_an_ordinary_user(uri, writing=False).startswith(f"the database {database} cannot be read: you may not")
+    assert told_to(uri, writing=False).startswith(f"the database {database} cannot be read: you may not")
 
 
 # Full disks
