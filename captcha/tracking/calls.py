@@ -59,8 +59,8 @@ def _input(run: str, files: None, dataset: Mapping[str, str], context: str, mode
     )
 
 
-def _files(run: str, files: Path, path: str | None = None) -> None:
-    MlflowClient().log_artifacts(run, str(files), path)
+def _files(run: str, files: Path) -> None:
+    MlflowClient().log_artifacts(run, str(files))
 
 
 def _tables(run: str, files: Path, names: Sequence[str]) -> None:

@@ -185,7 +185,7 @@ class Outbox:
             with self._writing:
                 if not self._away.is_set():
                     self._away.set()
-                    self._retrying = threading.Thread(target=self._retry, args=(error,), daemon=True)
+                    self._retrying = threading.Thread(target=self._retry, daemon=True)
                     self._retrying.start()
 
     def _send_waiting(self) -> int:
@@ -214,7 +214,7 @@ class Outbox:
         file.unlink()
         shutil.rmtree(files, ignore_errors=True)
 
-    def _retry(self, error: Exception) -> None:
+    def _retry(self) -> None:
         began, attempts, told = time.monotonic(), 0, False
         while not self._closed.wait(PAUSES[min(attempts, len(PAUSES) - 1)]):
             attempts += 1

@@ -178,8 +178,9 @@ def _process_tags() -> dict[str, str]:
 def _begin(run: Run, nested: bool, asked: Asked | None, resumed: Unfinished | None) -> _Open:
     from captcha.tracking.calls import send  # which logs with what this module gives
 
-    run_id = run.info.run_id
-    folder = _open[-1].unfinished.folder / "runs" / run_id if nested else folder_of(run_id)
+    run_id, above = run.info.run_id, _open[-1].unfinished if nested else None
+    folder = above.folder / "runs" / run_id if above else folder_of(run_id)
+    asked = above.asked if above else asked  # a stopped part keeps what it needs as long as its job does
     unfinished = resumed.taken_up() if resumed else Unfinished(folder, run_id, tracking_uri(), Process.this(), asked)
     unfinished.save()
     outbox = Outbox(unfinished.folder / "outbox", run_id, send)

@@ -41,7 +41,8 @@ def heed() -> None:
     """Say that the process is ending: no signal interrupts what is left to do."""
     global _heeded
     _heeded = True
-    _remind_in(0)
+    if _received is not None:
+        _remind_in(0)
 
 
 @contextlib.contextmanager

@@ -59,9 +59,10 @@ def raiser(error: BaseException) -> Any:
 
 @pytest.fixture(autouse=True)
 def _keep_signal_handler() -> Any:
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_the_version_is_printed(capsys: Capture) -> None:

@@ -8,7 +8,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from captcha.tracking import runs as module
-from captcha.tracking.runs import connect, tag_unused_run, tracked_run
+from captcha.tracking.runs import active_folder, connect, tag_unused_run, tracked_run
+from captcha.tracking.unfinished import Asked, Parts, Unfinished, folder_of
 
 
 def status(run: Run) -> str:
@@ -182,3 +183,21 @@ def test_a_run_that_no_job_has_taken_up_is_named_and_ended(made: Callable[[str],
     assert (left.info.run_name, left.info.status) == ("predict", "RUNNING")
     tag_unused_run({}, "KILLED")
     assert status(left) == "KILLED"
+
+
+def test_a_stopped_part_of_a_job_keeps_its_checkpoint_as_long_as_the_job_does() -> None:
+    begun: list[str] = []
+
+    def stop_in_a_part() -> None:
+        with tracked_run("a job", asked=Asked("budget", {}, {})) as job:
+            Parts(active_folder()).begin("a part", "0123")
+            with tracked_run("a part", nested=True) as part:
+                begun.extend([job.info.run_id, part.info.run_id])
+                (active_folder() / "step-1.safetensors").touch()
+                raise SystemExit(143)
+
+    with pytest.raises(SystemExit):
+        stop_in_a_part()
+    job_id, part_id = begun
+    assert (folder_of(job_id) / "runs" / part_id / "step-1.safetensors").exists()
+    Unfinished.load(folder_of(job_id)).remove()
