@@ -158,6 +158,10 @@ class Outbox:
         if number is not None:
             self._written = number + 1
 
+    def is_full(self) -> bool:
+        """Return whether what waits has reached the bound."""
+        return bool(self.waiting()) and _bytes(self.folder) >= self._limit
+
     def _has_room(self, files: Path, picture: bool) -> bool:
         held = _bytes(self.folder) if self.waiting() else 0
         if held + _bytes(files) <= self._limit:

@@ -212,7 +212,8 @@ class _Monitor(SystemMetricsMonitor):
         """Put what was measured into the outbox."""
         values = {f"{self._metrics_prefix}{key}": float(value) for key, value in metrics.items()}
         at = {"time": round(time.time() * 1000), "step": self._logging_step}
-        self._outbox.put("metrics", {"values": values} | at, numbered=False)
+        if not self._outbox.is_full():  # an outage of weeks would fill the disk with the machine's load
+            self._outbox.put("metrics", {"values": values} | at, numbered=False)
         self._logging_step += 1
         for each in self.monitors:
             each.clear_metrics()

@@ -195,6 +195,21 @@ def test_a_full_outbox_leaves_out_pictures_and_ends_the_job_for_anything_else(
     assert held < 1_000_000
 
 
+def test_an_outbox_is_full_once_what_waits_has_reached_the_bound(
+    server: Server, open_outbox: Callable[[], Outbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPTCHA_OUTBOX_MB", "1")
+    server.away = True
+    outbox = open_outbox()
+    put(outbox, 0)
+    assert not outbox.is_full()
+    outbox.put("metrics", {"n": 1, "values": "x" * 1_000_000})
+    assert outbox.is_full()
+    server.away = False
+    assert outbox.flush(30)
+    assert not outbox.is_full()
+
+
 def test_an_outage_is_told_once_and_so_is_its_end(
     server: Server,
     open_outbox: Callable[[], Outbox],
