@@ -29,7 +29,7 @@ from captcha.tracking.entries import log_metrics, log_tables
 from captcha.tracking.models import log_seen, log_weights
 from captcha.tracking.records import ImageSet, log_facts, log_left_out, log_predictions, log_settings
 from captcha.tracking.runs import NOTE, active_folder, connect, tracked_run
-from captcha.tracking.unfinished import Asked, Parts, refuse_changes, taken_up
+from captcha.tracking.unfinished import Asked, refuse_changes, taken_up
 from captcha.training import recipe as recipes
 from captcha.training.checkpoint import Checkpoint
 from captcha.training.export import torch_recognizer
@@ -246,16 +246,15 @@ def _trained_round(
     """Return what a nested run has trained; where the job is gone on with, the run may be done or begun already."""
     number = latest.number + 1
     key, folder = f"round {number}", active_folder()
-    parts = Parts(folder)
     weights, pixels = (Path(folder, f"round-{number}.{kind}") for kind in ("safetensors", "npy"))
-    if not parts.result(key) or parts.begun(key):
-        with tracked_run(key, nested=True, resumed=parts.begun(key)) as run:
-            if not parts.result(key):
-                parts.begin(key, run.info.run_id)
-                checkpoint, seen = _train_round(settings, sources, images, latest, selected, recipe)
-                write_whole(weights, checkpoint.to_bytes())
-                write_whole(pixels, seen.to_bytes())
-                parts.done(key, True)
+
+    def train(run_id: str) -> bool:
+        checkpoint, seen = _train_round(settings, sources, images, latest, selected, recipe)
+        write_whole(weights, checkpoint.to_bytes())
+        write_whole(pixels, seen.to_bytes())
+        return True
+
+    training.part(key, train)
     seen = SeenPixels.from_bytes(pixels.read_bytes(), latest.seen.unknown)
     return Checkpoint.from_bytes(weights.read_bytes()), seen
 

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from captcha.data.files import write_whole
@@ -24,7 +25,7 @@ from captcha.tracking.entries import log_figure, log_json, log_metrics
 from captcha.tracking.models import Parent
 from captcha.tracking.records import log_facts, log_left_out, log_settings, log_test
 from captcha.tracking.runs import active_folder, connect, tracked_run
-from captcha.tracking.unfinished import Asked, Parts, refuse_changes, taken_up
+from captcha.tracking.unfinished import Asked, refuse_changes, taken_up
 from captcha.training import recipe as recipes
 from captcha.training.checkpoint import Checkpoint
 from captcha.training.export import to_onnx
@@ -90,24 +91,14 @@ def budget(settings: BudgetSettings, recipe: Recipe = recipes.DEFAULT) -> list[B
         log_settings(settings.shaping())
         log_left_out(left_out or ())
         log_facts({"job": "budget", "data": folder.written, "images": len(samples), "data_digest": digest(samples)})
-        parts = Parts(active_folder())
         if settings.drawn and parent is None:
-            parent = _trained_on_drawn(settings, recipe, parts)
+            parent = _trained_on_drawn(settings, recipe)
         rows: list[BudgetRow] = []
         for count, arm, seed in _trainings(settings):
             name = f"{'all' if count is None else count} labels, {arm.replace('_', ' ')}, seed {seed}"
-            if not parts.result(name) or parts.begun(name):
-                logger.info("\n%s", name)
-                with tracked_run(name, nested=True, resumed=parts.begun(name)) as run:
-                    if not parts.result(name):
-                        parts.begin(name, run.info.run_id)
-                        began = time.perf_counter()
-                        evaluation = _measure(settings, seed, known[count, seed], parent, arm == WITH_DRAWN, recipe)
-                        seconds = time.perf_counter() - began
-                        right, n = len(evaluation.samples) - evaluation.wrong, len(evaluation.samples)
-                        labels = fewest if count is None else count
-                        parts.done(name, asdict(BudgetRow(arm, labels, seed, right, n, seconds, run.info.run_id)))
-            rows.append(BudgetRow(**parts.result(name)))
+            labels = fewest if count is None else count
+            row = partial(_row, settings, name, labels, arm, seed, known[count, seed], parent, recipe)
+            rows.append(BudgetRow(**training.part(name, row)))
             _log_curve(rows)
     return rows
 
@@ -191,27 +182,46 @@ def _as_training(
     )
 
 
-def _trained_on_drawn(settings: BudgetSettings, recipe: Recipe, parts: Parts) -> tuple[Parent, Checkpoint]:
+def _trained_on_drawn(settings: BudgetSettings, recipe: Recipe) -> tuple[Parent, Checkpoint]:
     """Return a model of drawn images alone, trained in a nested run unless that is done."""
     drawn = TrainSettings(data=f"draw:{settings.drawn}", backbone=settings.backbone, epochs=settings.drawn_epochs)
     drawn = drawn.model_copy(update={"checkpoint_minutes": settings.checkpoint_minutes})
     key, folder = f"drawn images alone: {settings.drawn}", active_folder()
     weights, pixels = folder / "drawn.safetensors", folder / "drawn.npy"
-    if not parts.result(key) or parts.begun(key):
+
+    def train(run_id: str) -> str:
         logger.info("\n%s, for the trainings with drawn images to start from", drawn.data)
-        with tracked_run(key, nested=True, resumed=parts.begun(key)) as run:
-            if not parts.result(key):
-                parts.begin(key, run.info.run_id)
-                sources = training.parse_sources(drawn)
-                known = training.split_of(drawn, sources)
-                example = training.example_of(sources, known.test[0])
-                learned = training.learn(drawn, sources, known, None, example, recipe)
-                write_whole(weights, learned.checkpoint.to_bytes())
-                write_whole(pixels, learned.seen.to_bytes())
-                parts.done(key, run.info.run_id)
-    run_id, seen = str(parts.result(key)), SeenPixels.from_bytes(pixels.read_bytes(), None)
+        sources = training.parse_sources(drawn)
+        known = training.split_of(drawn, sources)
+        learned = training.learn(drawn, sources, known, None, training.example_of(sources, known.test[0]), recipe)
+        write_whole(weights, learned.checkpoint.to_bytes())
+        write_whole(pixels, learned.seen.to_bytes())
+        return run_id
+
+    run_id = training.part(key, train)
+    seen = SeenPixels.from_bytes(pixels.read_bytes(), None)
     parent = Parent(f"runs:/{run_id}", run_id, seen, weights.read_bytes(), {})
     return parent, Checkpoint.from_bytes(parent.weights)
+
+
+def _row(
+    settings: BudgetSettings,
+    name: str,
+    labels: int,
+    arm: str,
+    seed: int,
+    known: Split,
+    parent: tuple[Parent, Checkpoint] | None,
+    recipe: Recipe,
+    run_id: str,
+) -> dict[str, object]:
+    """Return the row of a training that this does, as JSON holds it."""
+    logger.info("\n%s", name)
+    began = time.perf_counter()
+    evaluation = _measure(settings, seed, known, parent, arm == WITH_DRAWN, recipe)
+    seconds = time.perf_counter() - began
+    right, n = len(evaluation.samples) - evaluation.wrong, len(evaluation.samples)
+    return asdict(BudgetRow(arm, labels, seed, right, n, seconds, run_id))
 
 
 def _measure(

@@ -7,9 +7,10 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -41,7 +42,7 @@ from captcha.tracking.records import (
 )
 from captcha.tracking.registry import register
 from captcha.tracking.runs import active_folder, active_outbox, active_run_id, connect, tracked_run, unsent
-from captcha.tracking.unfinished import Asked, Unfinished, refuse_changes, taken_up
+from captcha.tracking.unfinished import Asked, Parts, Unfinished, refuse_changes, taken_up
 from captcha.training import recipe as recipes
 from captcha.training.batches import Batches
 from captcha.training.checkpoint import Checkpoint, CheckpointError, warm_start
@@ -148,6 +149,21 @@ def register_sent(name: str) -> tuple[str, int, str]:
                 raise
     outbox.put("register", {"name": name}, numbered=False)
     raise unsent(outbox)
+
+
+def part(key: str, work: Callable[[str], object]) -> Any:
+    """Return what a nested run of the active one has come to: `work`'s result, given its id, unless that is noted.
+
+    The result is what JSON can hold. A run that was begun is gone on with; one that was done, but cut off before it
+    ended, is ended.
+    """
+    parts = Parts(active_folder())
+    if not parts.result(key) or parts.begun(key):
+        with tracked_run(key, nested=True, resumed=parts.begun(key)) as run:
+            if not parts.result(key):
+                parts.begin(key, run.info.run_id)
+                parts.done(key, work(run.info.run_id))
+    return parts.result(key)
 
 
 def name_of(settings: TrainSettings, sources: Sources, parent: tuple[Parent, Checkpoint] | None) -> str:
