@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from captcha.reading.engine import Engine
     from captcha.reading.recognizer import Recognizer
 
 __version__ = "0.1.0"
@@ -30,20 +31,21 @@ def is_folder(model: "str | Path") -> bool:
         return False
 
 
-def load(model: "str | Path") -> "Recognizer":
+def load(model: "str | Path", engine: "Engine" = "auto") -> "Recognizer":
     """Return the recogniser of a model; its `read` takes a path, bytes, a uint8 array, a PIL image, or a list.
 
     Args:
         model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a recogniser's folder, read without MLflow.
+        engine: fp32 or int8; auto takes int8 where it reads the same and the CPU is made for it.
 
     Raises:
-        CaptchaError: there is no such model, or its files are damaged.
+        CaptchaError: there is no such model or engine, or its files are damaged.
     """
     # Imported here, so that `import captcha` itself loads nothing heavy.
     if is_folder(model):
         from captcha.reading.recognizer import Recognizer
 
-        return Recognizer.load(Path(model))
+        return Recognizer.load(Path(model), engine)
     # Only MLflow knows what a name alone may mean; what has a slash in it could but be a folder.
     names_folder = isinstance(model, Path) or not model or "/" in model or "\\" in model
     if names_folder and not str(model).startswith(("models:", "runs:")):
@@ -56,7 +58,7 @@ def load(model: "str | Path") -> "Recognizer":
     try:
         from captcha.tracking.models import load_recognizer
 
-        return load_recognizer(str(model))
+        return load_recognizer(str(model), engine)
     finally:
         if collecting:
             gc.enable()

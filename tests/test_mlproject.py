@@ -284,7 +284,7 @@ def test_the_other_entry_points_call_their_commands(tmp_path: Path) -> None:
         "register": arguments_of("register", tmp_path, run_id="abc")[0],
     }
     assert called == {
-        "evaluate": ["evaluate", "a b", f"--model={champion}", "--problems=stop"],
+        "evaluate": ["evaluate", "a b", f"--model={champion}", "--problems=stop", "--engine=auto"],
         "predict": ["predict", "a b.png", f"--model={champion}"],
         "register": ["register", "abc", f"--name={MODEL_NAME}"],
     }

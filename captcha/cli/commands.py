@@ -13,6 +13,7 @@ from captcha.cli.options import (
     NAMING,
     VERSIONS,
     DataArgument,
+    EngineOption,
     Json,
     Model,
     Name,
@@ -107,7 +108,11 @@ def budget(*, as_json: Json = False, **settings: Any) -> None:
 
 
 def evaluate(
-    data: DataArgument, model: Model = CHAMPION_URI, problems: Problems = "stop", as_json: Json = False
+    data: DataArgument,
+    model: Model = CHAMPION_URI,
+    problems: Problems = "stop",
+    engine: EngineOption = "auto",
+    as_json: Json = False,
 ) -> None:
     """Measure a trained model on a folder of labelled images, without those that its training saw."""
     LINES.on_stderr = as_json
@@ -115,7 +120,7 @@ def evaluate(
     from captcha.jobs.evaluate import evaluate as job
     from captcha.tracking.view import view_of
 
-    outcome = job(data, model, problems)
+    outcome = job(data, model, problems, engine)
     if as_json:
         print_json(outcome.as_json())
     else:
@@ -131,6 +136,7 @@ def predict(
     beam_width: Annotated[
         int, typer.Option(min=1, callback=bounded_beam_width, help="texts that beam keeps at each frame")
     ] = 10,
+    engine: EngineOption = "auto",
     as_json: Json = False,
 ) -> None:
     """Read images with a trained model.
@@ -147,7 +153,7 @@ def predict(
         images += found
         if not found:
             raise typer.BadParameter(f"no images in {file.absolute()}")
-    readings = job(images, model, decoder, beam_width)
+    readings = job(images, model, decoder, beam_width, engine)
     rows: list[dict[str, Any]] = []
     for file, reading in zip(images, readings, strict=True):
         if isinstance(reading, ValueError):
@@ -181,6 +187,7 @@ def serve(
     allowed_hosts: Annotated[
         str, typer.Option(help="names of this server, by commas, that a Host header may have beside its address")
     ] = "",
+    engine: EngineOption = "auto",
 ) -> None:
     """Serve a model over HTTP with MLflow's scoring application, behind limits, keys and figures."""
     LINES.on_stderr = True
@@ -188,7 +195,7 @@ def serve(
     from captcha.jobs.serve import serve as job
 
     names = [name.strip() for name in allowed_hosts.split(",") if name.strip()]
-    job(model, host, port, keys, names, typer.echo)
+    job(model, host, port, keys, names, typer.echo, engine)
 
 
 def register(

@@ -5,7 +5,7 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -74,6 +74,15 @@ Model = Annotated[
     str,
     typer.Option(
         help="model to read with: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a recogniser's folder"
+    ),
+]
+EngineOption = Annotated[
+    Literal["auto", "fp32", "int8"],
+    typer.Option(
+        "--engine",
+        envvar="CAPTCHA_ENGINE",
+        show_envvar=False,
+        help="fp32, int8 (faster on a CPU with VNNI), or auto: int8 where it reads the same and such a CPU has it",
     ),
 ]
 VERSIONS = f"a version: its number or {CHAMPION}, both of {MODEL_NAME}; NAME/VERSION or NAME@ALIAS"

@@ -5,15 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-import numpy as np
-
 from captcha.data.samples import Sample
 from captcha.evaluation.metrics import character_error_rate, exact_match, mcnemar, wilson_interval
 from captcha.reading.ctc import text_log_probability
 from captcha.reading.recognizer import Reading, Recognizer
-
-LOG_PROBS_TOLERANCE = 1e-4
-"""How far two engines of one model may lie apart in a log-probability; where that is below -1, relative to it."""
 
 
 @dataclass(frozen=True)
@@ -154,19 +149,3 @@ def evaluate(recognizer: Recognizer, samples: Sequence[Sample]) -> Evaluation:
     finite = [losses[i] for i in sorted(losses) if math.isfinite(losses[i])]
     loss = sum(finite) / len(finite) if finite else math.nan
     return Evaluation(samples, [readings[i] for i in range(len(samples))], loss)
-
-
-def disagreement(first: Recognizer, second: Recognizer, samples: Sequence[Sample]) -> str | None:
-    """Return in one line how two engines of one model differ on the samples, None where they agree.
-
-    They agree when they read the same texts and no log-probability differs by more than LOG_PROBS_TOLERANCE: by
-    itself down to -1, relative to it below, where single precision has no more digits.
-    """
-    differing = 0
-    batches = (engine.log_probs(sample.image for sample in samples) for engine in (first, second))
-    for (_, a), (_, b) in zip(*batches, strict=True):
-        largest = float((np.abs(a - b) / np.maximum(1, np.abs(a))).max())
-        if not largest <= LOG_PROBS_TOLERANCE:
-            return f"log-probabilities differ by {largest:.2g}, more than {LOG_PROBS_TOLERANCE:g}"
-        differing += sum(x.text != y.text for x, y in zip(first.decode(a), second.decode(b), strict=True))
-    return f"{differing} of {len(samples)} texts differ" if differing else None

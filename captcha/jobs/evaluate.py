@@ -8,6 +8,7 @@ from captcha.data.samples import ImageMemory
 from captcha.data.seen import SeenError, SeenPixels
 from captcha.data.sources import Folder, parse_folder
 from captcha.evaluation.results import evaluate as read
+from captcha.reading.engine import Engine
 from captcha.settings import IMAGE_MEMORY, OnProblems
 from captcha.tracking.card import write_card
 from captcha.tracking.descriptions import COLOUR, colour, exact_match_sentence, short_uri
@@ -61,19 +62,19 @@ class EvaluateOutcome:
         return {**self.metrics, **named, "training_pixels_unknown": self.unknown, "all": self.metrics_of_all}
 
 
-def evaluate(folder: str, model: str, problems: OnProblems = "stop") -> EvaluateOutcome:
+def evaluate(folder: str, model: str, problems: OnProblems = "stop", engine: Engine = "auto") -> EvaluateOutcome:
     """Return what a registered or logged model, or a recogniser's folder, reads of a folder of labelled images.
 
     Raises:
         DataError: the folder has problems; all of them are printed first.
         RegistryError: there is no such model.
-        RecognizerError: the model's files are damaged.
+        RecognizerError: the model's files are damaged, or it has no such engine.
         SeenError: the model's training saw every image of the folder.
     """
     source = parse_folder(folder)
     connect(writing=True)  # a store that does not answer is told before images are read
     resolved = resolve(model)  # once: an alias may move meanwhile
-    recognizer = captcha.load(resolved.uri)
+    recognizer = captcha.load(resolved.uri, engine)
     seen = load_seen(resolved.run, resolved.uri) if resolved.run else SeenPixels.not_noted(resolved.uri)
     left_out: list[Problem] | None = [] if problems == "leave-out" else None
     samples = source.samples(recognizer.height, memory=ImageMemory(IMAGE_MEMORY), left_out=left_out)
@@ -85,10 +86,16 @@ def evaluate(folder: str, model: str, problems: OnProblems = "stop") -> Evaluate
         )
     unseen = [sample for sample, flag in zip(samples, flags, strict=True) if not flag]
     with tracked_run(f"evaluate {short_uri(resolved.uri)} on {source.short_name}") as run:
-        log_settings({"data": source.written, "model": model, "problems": problems})
+        log_settings({"data": source.written, "model": model, "problems": problems, "engine": engine})
         log_left_out(left_out or ())
         dataset = log_evaluated(unseen, source, resolved.model_id)
-        tags = {"job": "evaluate", "data": source.written, "eval_digest": dataset.digest, UNKNOWN_TAG: seen.unknown}
+        tags = {
+            "job": "evaluate",
+            "engine": recognizer.precision,
+            "data": source.written,
+            "eval_digest": dataset.digest,
+            UNKNOWN_TAG: seen.unknown,
+        }
         log_facts({name: value for name, value in (tags | _model_tags(resolved)).items() if value is not None})
         evaluation = read(recognizer, samples).put_apart(flags)
         log_test(evaluation, "eval", resolved.model_id, dataset)

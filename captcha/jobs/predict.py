@@ -4,18 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import captcha
+from captcha.reading.engine import Engine
 from captcha.reading.images import ImageError
 from captcha.reading.recognizer import Decoder, Reading
 
 
-def predict(files: Sequence[Path], model: str, decoder: Decoder, beam_width: int) -> list[Reading | ImageError]:
+def predict(
+    files: Sequence[Path], model: str, decoder: Decoder, beam_width: int, engine: Engine = "auto"
+) -> list[Reading | ImageError]:
     """Return what each file says, or why it cannot be read, in their order.
 
     Raises:
         RegistryError: there is no such model.
-        RecognizerError: the model's files are damaged.
+        RecognizerError: the model's files are damaged, or it has no such engine.
     """
-    recognizer = captcha.load(model)
+    recognizer = captcha.load(model, engine)
     outcomes: list[Reading | ImageError] = []
     for file in files:
         try:

@@ -1,5 +1,6 @@
 """Serve a model over HTTP, behind a front that may face strangers."""
 
+import functools
 import ipaddress
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from mlflow.models import Model
 
 import captcha
 from captcha import CaptchaError
+from captcha.reading.engine import Engine
 from captcha.reading.limits import WATCH_SECONDS
 from captcha.server.connections import listen, run
 from captcha.server.front import Front
@@ -24,7 +26,13 @@ class ServeError(CaptchaError):
 
 
 def serve(
-    model: str, host: str, port: int, keys: Path | None, allowed_hosts: Sequence[str], ready: Callable[[str], object]
+    model: str,
+    host: str,
+    port: int,
+    keys: Path | None,
+    allowed_hosts: Sequence[str],
+    ready: Callable[[str], object],
+    engine: Engine = "auto",
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C; `ready` is called with one line once it is served.
 
@@ -32,7 +40,7 @@ def serve(
 
     Raises:
         RegistryError: there is no such model.
-        RecognizerError: the model's files are damaged.
+        RecognizerError: the model's files are damaged, or it has no such engine.
         KeysError: the file of keys cannot be used.
         ServeError: the address cannot be served at.
     """
@@ -43,22 +51,22 @@ def serve(
         reason = getattr(error, "strerror", None) or error
         raise ServeError(f"{host}, port {port}: {reason}; choose others with --host and --port") from None
     with listening:
-        served = Served(_load(model), Model(signature=SIGNATURE))
+        load = functools.partial(_load, engine=engine)
+        served = Served(load(model), Model(signature=SIGNATURE))
         front = Front(served, {*LOCAL, *_names(host), *map(str.lower, allowed_hosts)}, known, Monitor())
         if not known and not _is_loopback(host):
             write_line(message=f"anybody who reaches {host} may ask: --keys FILE asks for a key")
         address = f"[{host}]" if ":" in host else host
         line = f"captcha: {served.name} is served at http://{address}:{listening.getsockname()[1]}"
         if "@" in model:
-            Watch(
-                served, lambda: _name(resolve(model).uri), lambda name: _load(f"models:/{name}"), WATCH_SECONDS
-            ).start()
+            newest = lambda: _name(resolve(model).uri)  # noqa: E731
+            Watch(served, newest, lambda name: load(f"models:/{name}"), WATCH_SECONDS).start()
         run(front, listening, lambda: ready(line))
 
 
-def _load(model: str) -> Version:
+def _load(model: str, engine: Engine) -> Version:
     uri = resolve(model).uri
-    return Version(_name(uri), captcha.load(uri))
+    return Version(_name(uri), captcha.load(uri, engine))
 
 
 def _name(uri: str) -> str:

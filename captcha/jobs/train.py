@@ -20,8 +20,10 @@ from captcha.data.problems import Problem
 from captcha.data.samples import ImageMemory, Sample, Split
 from captcha.data.seen import SeenPixels, without_seen
 from captcha.data.sources import DRAWN_IMAGES, Drawn, Folder, Sources
+from captcha.evaluation.engines import EnginesCompared, disagreement, milliseconds
 from captcha.evaluation.plots import learning_curves
-from captcha.evaluation.results import Evaluation, disagreement, evaluate
+from captcha.evaluation.results import Evaluation, evaluate
+from captcha.reading.engine import Precision, int8_is_fast
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import NONE, TrainSettings, project_root
@@ -32,6 +34,7 @@ from captcha.tracking.models import OWN, Parent, load_parent, log_model, log_see
 from captcha.tracking.outbox import is_outage
 from captcha.tracking.records import (
     ImageSet,
+    log_engines,
     log_facts,
     log_inputs,
     log_left_out,
@@ -46,7 +49,7 @@ from captcha.tracking.unfinished import Asked, Parts, Unfinished, refuse_changes
 from captcha.training import recipe as recipes
 from captcha.training.batches import Batches
 from captcha.training.checkpoint import Checkpoint, CheckpointError, warm_start
-from captcha.training.export import to_onnx, torch_recognizer
+from captcha.training.export import QuantisationError, to_int8, to_onnx, torch_recognizer
 from captcha.training.loop import (
     EpochResult,
     TrainingError,
@@ -64,6 +67,9 @@ from captcha.training.snapshot import load_snapshot, save_snapshot
 logger = logging.getLogger(__name__)
 
 EPOCHS_PER_PICTURE = 5
+
+CALIBRATION_IMAGES = 200
+"""Training images, without augmentation, whose activations set the ranges of the int8 engine."""
 
 
 @dataclass(frozen=True)
@@ -581,7 +587,7 @@ def log_recognizer(
     `step` is that of the metrics which the model has earned, `images` the sides of the split as MLflow knows
     them. Images that training has seen are put apart.
 
-    Of the test images, those that its training saw are put apart.
+    The engine that the model is served with on this machine is tested; the run has what the other one reads, too.
 
     Raises:
         TrainingError: the exported model does not agree with the trained one.
@@ -589,20 +595,55 @@ def log_recognizer(
     logger.info("exporting and testing the model")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / ARTIFACT
-        digests = save_recognizer(folder, to_onnx(model), model.vocabulary, model.height)
-        recognizer = Recognizer.load(folder)
-        if difference := disagreement(torch_recognizer(model), recognizer, split.validation):
-            raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
+        engines, facts, digests = save_engines(model, split, folder)
         log_facts({f"sha256.{name}": digest for name, digest in digests.items()})
         validation = images["validation"]
         log_model(folder, example.read_bytes(), step, (validation.name, validation.digest))
-        tested = [*split.test, *split.seen]
-        evaluation = evaluate(recognizer, tested).put_apart(seen.among(tested)) if tested else None
-        if evaluation:
-            log_test(evaluation, "test", OWN, images["test"])
-            log_overlap(evaluation)
+        served = Recognizer.load(folder).precision
+    tested = [*split.test, *split.seen]
+    flags = seen.among(tested)
+    tests = {name: evaluate(engine, tested).put_apart(flags) for name, engine in engines.items()} if tested else {}
+    if "int8" in tests:
+        facts["test"] = vars(EnginesCompared.of(tests["fp32"], tests["int8"]))
+    log_engines(facts | {"tested": served})
+    if tests:
+        log_test(tests[served], "test", OWN, images["test"])
+        log_overlap(tests[served])
     describe_run()
-    return evaluation
+    return tests.get(served)
+
+
+def save_engines(
+    model: Crnn, split: Split, folder: Path
+) -> tuple[dict[Precision, Recognizer], dict[str, Any], dict[str, str]]:
+    """Write a model's recogniser, in fp32 and in int8; validation decides which of the two is served.
+
+    Returns:
+        The engines, what was measured of them, and the sha256 of each file.
+
+    Raises:
+        TrainingError: the exported model does not agree with the trained one.
+    """
+    graph = to_onnx(model)
+    digests = save_recognizer(folder, graph, model.vocabulary, model.height)
+    engines: dict[Precision, Recognizer] = {"fp32": Recognizer.load(folder, "fp32")}
+    if difference := disagreement(torch_recognizer(model), engines["fp32"], split.validation):
+        raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
+    calibration = split.train[:: max(1, len(split.train) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
+    try:
+        int8 = to_int8(graph, model.height, [sample.image for sample in calibration])
+    except QuantisationError as error:
+        logger.warning("the model is served in fp32 alone: %s", error)
+        return engines, {"served": "fp32", "reason": str(error)}, digests
+    save_recognizer(folder, graph, model.vocabulary, model.height, int8)
+    engines["int8"] = Recognizer.load(folder, "int8")
+    compared = EnginesCompared.of(*(evaluate(engine, split.validation) for engine in engines.values()))
+    served: Precision = "int8" if compared.alike else "fp32"
+    digests = save_recognizer(folder, graph, model.vocabulary, model.height, int8, served)
+    reason = f"{compared.differing} of {compared.images} validation texts differ between int8 and fp32"
+    times = dict(zip(engines, milliseconds(list(engines.values()), split.validation), strict=True))
+    facts = {"served": served, "reason": reason, "validation": vars(compared), "milliseconds": times}
+    return engines, facts | {"int8_is_fast": int8_is_fast()}, digests
 
 
 def describe_run() -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,17 +9,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from captcha import CaptchaError
 from captcha.reading.ctc import beam_search_decode, character_confidences, greedy_decode, text_log_probability
+from captcha.reading.engine import MODEL_FILES, Engine, Precision, RecognizerError, int8_is_fast, onnx_runtime
 from captcha.reading.images import Image, ImageError, ImageSource, load_image, padded_width, resize_to_height, stack
 from captcha.reading.stopping import stop_if_unwanted
 from captcha.reading.vocabulary import Vocabulary
 
-FORMAT = 1
-MODEL_FILE = "model.onnx"
+FORMAT = 2
+"""Of what SETTINGS_FILE says. Format 1 knew one engine, fp32."""
+
 SETTINGS_FILE = "recognizer.json"
 ARTIFACT = "recognizer"
 """Name of the recogniser's folder in a registered model."""
@@ -32,10 +31,6 @@ COLUMNS_WAITING = 16 * COLUMNS_AT_ONCE
 """Columns that wait, in all widths together, for more of their width; beyond it the fullest batch goes as it is."""
 
 Decoder = Literal["greedy", "beam"]
-
-
-class RecognizerError(CaptchaError):
-    """A folder that holds no sound recogniser, a model that does not answer as one, or an unknown setting; one line."""
 
 
 @dataclass(frozen=True)
@@ -56,39 +51,53 @@ class Recognizer:
     """
 
     def __init__(
-        self, log_probs_of: Callable[[Image], NDArray[np.float32]], vocabulary: Vocabulary, height: int
+        self,
+        log_probs_of: Callable[[Image], NDArray[np.float32]],
+        vocabulary: Vocabulary,
+        height: int,
+        precision: Precision = "fp32",
     ) -> None:
         self.log_probs_of = log_probs_of
+        self.precision = precision
         self.vocabulary = vocabulary
         self.height = height
 
     @classmethod
-    def load(cls, folder: Path) -> "Recognizer":
+    def load(cls, folder: Path, engine: Engine = "auto") -> "Recognizer":
         """Return the recogniser that `save_recognizer` wrote, run by ONNX Runtime on the CPU.
 
         Raises:
-            RecognizerError: a file is missing, of an unknown format, damaged or not the one that was saved.
+            RecognizerError: a file is missing, of an unknown format, damaged or not the one that was saved; or the
+                engine asked for is none, or not in this folder.
         """
-        settings = _read(folder / SETTINGS_FILE)
+        if engine not in get_args(Engine):
+            raise RecognizerError(f"unknown engine {engine!r:.40}: use {', '.join(get_args(Engine))}")
+        written = _read(folder / SETTINGS_FILE)
         try:
-            saved = json.loads(settings)
-            if saved["format"] != FORMAT:
+            saved = json.loads(written)
+            if saved["format"] not in (1, FORMAT):
                 raise RecognizerError(
                     f"{folder / SETTINGS_FILE} has format {saved['format']!r}, this version reads {FORMAT}: "
                     "use the version that wrote it"
                 )
-            vocabulary, height, sha256 = Vocabulary(saved["vocabulary"]), int(saved["height"]), saved["sha256"]
-            expected = {MODEL_FILE: sha256[MODEL_FILE], SETTINGS_FILE: sha256[SETTINGS_FILE]}
+            vocabulary, height = Vocabulary(saved["vocabulary"]), int(saved["height"])
+            served: Precision = saved.get("served", "fp32")
+            expected = dict(saved["sha256"])
+            if _settings_sha256(vocabulary, height, served, saved["format"]) != expected[SETTINGS_FILE]:
+                raise RecognizerError(f"{folder / SETTINGS_FILE} is not the file that was saved: its sha256 differs")
+            expected[MODEL_FILES["fp32"]], MODEL_FILES[served]
         except RecognizerError:
             raise
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise RecognizerError(f"{folder / SETTINGS_FILE} is damaged: {error!r}") from None
-        model = _read(folder / MODEL_FILE)
-        found = {MODEL_FILE: _sha256(model), SETTINGS_FILE: _settings_sha256(vocabulary, height)}
-        for name, digest in found.items():
-            if digest != expected[name]:
-                raise RecognizerError(f"{folder / name} is not the file that was saved: its sha256 differs")
-        return cls(_onnx_runtime(model, folder / MODEL_FILE), vocabulary, height)
+        precision: Precision = engine if engine != "auto" else served if int8_is_fast() else "fp32"
+        file = MODEL_FILES[precision]
+        if file not in expected:
+            raise RecognizerError(f"{folder} has no int8 engine: it was made by an earlier version; use --engine fp32")
+        model = _read(folder / file)
+        if _sha256(model) != expected[file]:
+            raise RecognizerError(f"{folder / file} is not the file that was saved: its sha256 differs")
+        return cls(onnx_runtime(model, folder / file), vocabulary, height, precision)
 
     @overload  # a str is a sequence of str too, but one path
     def read(  # type: ignore[overload-overlap]
@@ -189,46 +198,35 @@ def _load_each(images: Sequence[ImageSource]) -> Iterator[Image]:
             raise ImageError(f"image {place} (the first is image 0): {error}") from None
 
 
-def save_recognizer(folder: Path, model: bytes, vocabulary: Vocabulary, height: int) -> dict[str, str]:
+def save_recognizer(
+    folder: Path,
+    model: bytes,
+    vocabulary: Vocabulary,
+    height: int,
+    int8: bytes | None = None,
+    served: Precision = "fp32",
+) -> dict[str, str]:
     """Write what `Recognizer.load` reads, and return the sha256 of each file's content by its name.
 
-    `model` is an ONNX graph, its weights inside: uint8 `images` (N, 3, height, W) to float32 `log_probs` (T, N, C).
+    `model` and `int8`, the same model quantised, are ONNX graphs, their weights inside: uint8 `images`
+    (N, 3, height, W) to float32 `log_probs` (T, N, C). `served` is the one that the engine `auto` stands for, where
+    the CPU is made for it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sha256 = {MODEL_FILE: _sha256(model), SETTINGS_FILE: _settings_sha256(vocabulary, height)}
-    settings = {"format": FORMAT, "vocabulary": vocabulary.characters, "height": height, "sha256": sha256}
-    (folder / MODEL_FILE).write_bytes(model)
+    graphs = {MODEL_FILES["fp32"]: model} | ({MODEL_FILES["int8"]: int8} if int8 else {})
+    sha256 = {name: _sha256(content) for name, content in graphs.items()}
+    sha256[SETTINGS_FILE] = _settings_sha256(vocabulary, height, served, FORMAT)
+    settings = {
+        "format": FORMAT,
+        "vocabulary": vocabulary.characters,
+        "height": height,
+        "served": served,
+        "sha256": sha256,
+    }
+    for name, content in graphs.items():
+        (folder / name).write_bytes(content)
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
     return sha256
-
-
-def _onnx_runtime(model: bytes, path: Path) -> Callable[[Image], NDArray[np.float32]]:
-    """Return the function that an ONNX graph is; `path` is for messages only."""
-    options = onnxruntime.SessionOptions()
-    # A server reads in several threads of its own: few for each model, and none that waits by spinning.
-    options.intra_op_num_threads = min(4, os.cpu_count() or 1)
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.use_deterministic_compute = True
-    try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no common class
-        raise RecognizerError(f"{path} is no model that ONNX Runtime can run: {_line(error)}") from None
-    inputs = [(each.name, each.type) for each in session.get_inputs()]
-    outputs = [(each.name, each.type) for each in session.get_outputs()]
-    if inputs != [("images", "tensor(uint8)")] or outputs != [("log_probs", "tensor(float)")]:
-        raise RecognizerError(
-            f"{path} must take images, tensor(uint8), and give log_probs, tensor(float): "
-            f"it takes {inputs} and gives {outputs}"
-        )
-
-    def log_probs_of(images: Image) -> NDArray[np.float32]:
-        try:
-            (log_probs,) = session.run(["log_probs"], {"images": images})
-        except Exception as error:
-            raise RecognizerError(f"the model failed on images of shape {images.shape}: {_line(error)}") from None
-        return np.asarray(log_probs, np.float32)
-
-    return log_probs_of
 
 
 def _read(path: Path) -> bytes:
@@ -242,11 +240,9 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _settings_sha256(vocabulary: Vocabulary, height: int) -> str:
+def _settings_sha256(vocabulary: Vocabulary, height: int, served: Precision, version: int) -> str:
     """Return the sha256 of what the settings say: a file cannot hold its own."""
-    content: dict[str, Any] = {"format": FORMAT, "height": height, "vocabulary": vocabulary.characters}
+    content: dict[str, Any] = {"format": version, "height": height, "vocabulary": vocabulary.characters}
+    if version > 1:
+        content["served"] = served
     return _sha256(json.dumps(content, sort_keys=True).encode())
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -21,6 +21,7 @@ from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INTERNAL_ERROR, INVA
 from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.model import PythonModel
 
+from captcha.reading.engine import RecognizerError, engine_of_environment
 from captcha.reading.images import (
     Image,
     ImageError,
@@ -40,7 +41,7 @@ from captcha.reading.limits import (
     MAX_REQUEST_PIXELS,
     MAX_ROWS,
 )
-from captcha.reading.recognizer import ARTIFACT, Decoder, Recognizer, RecognizerError
+from captcha.reading.recognizer import ARTIFACT, Decoder, Recognizer
 from captcha.reading.stopping import StoppedError, deadline, stop_if_unwanted
 
 
@@ -62,7 +63,7 @@ class CaptchaModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the recogniser, whose files are checked against their sha256."""
-        self.recognizer = Recognizer.load(Path(context.artifacts[ARTIFACT]))
+        self.recognizer = Recognizer.load(Path(context.artifacts[ARTIFACT]), engine_of_environment())
         _ask_for_frames()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:

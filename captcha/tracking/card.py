@@ -79,6 +79,13 @@ def model_card(name: str, version: ModelVersion, run: Run, rows: Sequence[Row]) 
         if measured(run, "test")
         else ""
     )
+    engines = (
+        f"{run.data.tags['engine_reason'].capitalize()}; `auto` reads with {run.data.tags['engine']}"
+        f"{' where the CPU is made for it' if run.data.tags['engine'] == 'int8' else ''}. "
+        "`CAPTCHA_ENGINE=fp32`, or `int8`, lets a server read with that one."
+        if "engine" in run.data.tags
+        else "It has one engine, fp32."
+    )
     return f"""Reads text CAPTCHAs: an image goes in, its text comes out, and how sure that is. A CRNN \
 (convolutions, two bidirectional GRU layers) trained with CTC, run by ONNX Runtime.
 
@@ -105,7 +112,7 @@ curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\
 ```
 
 Parameters of a request: `decoder` (greedy or beam), `beam_width`. The answer has `text`, `confidence` and \
-`character_confidences`.
+`character_confidences`. {engines}
 
 ### Limits
 

@@ -24,6 +24,7 @@ from mlflow.types.schema import Array
 import captcha
 from captcha.data.disk import full_disk
 from captcha.data.seen import SeenError, SeenPixels
+from captcha.reading.engine import Engine
 from captcha.reading.recognizer import ARTIFACT, Recognizer
 from captcha.settings import CHAMPION, CHAMPION_URI, MODEL_NAME
 from captcha.tracking.digests import FILES_TAG, check_files, files_tag
@@ -65,18 +66,18 @@ SIGNATURE = ModelSignature(
 )
 
 
-def load_recognizer(model_uri: str) -> Recognizer:
+def load_recognizer(model_uri: str, engine: Engine = "auto") -> Recognizer:
     """Return the recogniser of a registered model or of runs:/RUN_ID, the one that its server reads with.
 
     Raises:
         RegistryError: if there is no such model.
-        RecognizerError: if its files are damaged.
+        RecognizerError: if its files are damaged, or it has no such engine.
     """
     connect()
     if not _is_model_uri(model_uri):
         raise _names_none(model_uri, or_folder=True)
     with tempfile.TemporaryDirectory() as folder:
-        return Recognizer.load(download(model_uri, Path(folder)) / "artifacts" / ARTIFACT)
+        return Recognizer.load(download(model_uri, Path(folder)) / "artifacts" / ARTIFACT, engine)
 
 
 def download(model_uri: str, folder: Path) -> Path:

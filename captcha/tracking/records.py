@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -190,6 +191,14 @@ def _quoted(text: str) -> str:
     `mlflow.load_table` makes 42 of 00042 in a column of digits.
     """
     return json.dumps(text, ensure_ascii=False)
+
+
+def log_engines(facts: Mapping[str, Any]) -> None:
+    """Log what was measured of a model's engines, fp32 and int8, as engines.json; which is served, as tags."""
+    log_json(facts, "engines.json")
+    log_facts({"engine": facts["served"], "engine_reason": facts["reason"], "engine_tested": facts["tested"]})
+    if times := facts.get("milliseconds"):
+        log_metrics({f"engine/{name}_ms": each for name, each in times.items()})
 
 
 def log_overlap(evaluation: Evaluation) -> None:

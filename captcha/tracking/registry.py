@@ -11,7 +11,7 @@ from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from captcha.reading.recognizer import MODEL_FILE
+from captcha.reading.engine import MODEL_FILES
 from captcha.settings import CHAMPION, MODEL_NAME_LENGTH, MODEL_NAME_PATTERN
 from captcha.tracking.card import write_card
 from captcha.tracking.champion import history, move, present_champion, settle
@@ -179,6 +179,8 @@ def _version_tags(run: Run) -> dict[str, str]:
     tags["vocabulary"] = fact(run, "vocabulary")
     with contextlib.suppress(KeyError):
         tags["init"] = fact(run, "init_used")
+    if "engine" in run.data.tags:  # not in those of earlier versions, which knew fp32 alone
+        tags["engine"] = run.data.tags["engine"]
     if figures:
         tags["test_digest"] = fact(run, "test_digest")
-    return tags | {"weights_sha256": run.data.tags[f"sha256.{MODEL_FILE}"]}
+    return tags | {"weights_sha256": run.data.tags[f"sha256.{MODEL_FILES['fp32']}"]}

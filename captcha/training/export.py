@@ -1,17 +1,37 @@
-"""Crnn → ONNX, and the same model run by PyTorch."""
+"""Crnn → ONNX, in single precision and quantised; and the same model run by PyTorch."""
 
 import copy
+import logging
 import tempfile
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
+from onnxruntime.quantization import (  # type: ignore[import-untyped]
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
 
-from captcha.reading.images import FRAME_STRIDE
+from captcha import CaptchaError
+from captcha.reading.images import FRAME_STRIDE, Image, resize_to_height, stack
 from captcha.reading.recognizer import Recognizer
 from captcha.training.model import Crnn
+
+QUANTISED = ("Conv", "Add", "Relu", "MaxPool")
+"""Operators of the convolutions, which take most of the time; ONNX Runtime quantises no GRU."""
+
+OLDEST_OPSET = 13
+"""The first with a scale for each channel of a convolution's weights."""
+
+
+class QuantisationError(CaptchaError):
+    """A model that cannot be quantised; one line that says why."""
 
 
 def to_onnx(model: Crnn) -> bytes:
@@ -35,6 +55,68 @@ def to_onnx(model: Crnn) -> bytes:
             dynamo=False,
         )
         return Path(folder, "model.onnx").read_bytes()
+
+
+def to_int8(model: bytes, height: int, images: Sequence[Image]) -> bytes:
+    """Return the ONNX graph of `to_onnx` with its convolutions in 8 bits, of the same inputs and outputs.
+
+    Activations are unsigned, weights signed with a scale for each channel; the first convolution, which sees the
+    pixels, and all from the GRU on stay fp32. Weights take 7 of their 8 bits: so the sum of two products fits 16 bits,
+    which CPUs without VNNI instructions cut off, and every CPU reads the same (docs/decisions.md).
+
+    Args:
+        model: what `to_onnx` returned.
+        height: of the model's images.
+        images: (H, W, 3), not augmented; their activations set the ranges.
+
+    Raises:
+        QuantisationError: there are no images, or the graph's opset is too old.
+    """
+    if not images:
+        raise QuantisationError("int8 needs images to calibrate with, and there are none: serve fp32")
+    graph = onnx.load_model_from_string(model)
+    opset = max(each.version for each in graph.opset_import if not each.domain)
+    if opset < OLDEST_OPSET:
+        raise QuantisationError(
+            f"the model's ONNX opset is {opset}, int8 needs {OLDEST_OPSET} or later: serve fp32, or export it anew"
+        )
+    of_features = [node for node in graph.graph.node if node.op_type in QUANTISED and _before_the_gru(node.name)]
+    first = next(node for node in of_features if node.op_type == "Conv")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "model.onnx").write_bytes(model)
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # that the graph could be optimised first; its norms are folded already
+        try:
+            quantize_static(
+                f"{folder}/model.onnx",
+                f"{folder}/model.int8.onnx",
+                _Calibration(stack([resize_to_height(image, height)]) for image in images),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTISED),
+                nodes_to_quantize=[node.name for node in of_features if node is not first],
+                per_channel=True,
+                reduce_range=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+        finally:
+            logging.disable(disabled)
+        return Path(folder, "model.int8.onnx").read_bytes()
+
+
+def _before_the_gru(node: str) -> bool:
+    """Return whether a node of the graph makes the features: the exporter names nodes by the module they come from."""
+    return node.startswith("/backbone/") or node in ("/conv/Conv", "/Relu")
+
+
+class _Calibration(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, batches: Iterator[Image]) -> None:
+        self.batches = batches
+
+    def get_next(self) -> dict[str, Image] | None:
+        """Return the input of a run of the graph, None after the last."""
+        batch = next(self.batches, None)
+        return None if batch is None else {"images": batch}
 
 
 def torch_recognizer(model: Crnn) -> Recognizer:

@@ -142,7 +142,7 @@ def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Ca
     of_all = {**FIGURES, "exact_match": 0.995, "n": 300}
     outcome = EvaluateOutcome("r1", "models:/m/2", 2, "d1", FIGURES, of_all, 5000, None)
 
-    def stand_in(folder: str, model: str, problems: str) -> EvaluateOutcome:
+    def stand_in(folder: str, model: str, problems: str, engine: str) -> EvaluateOutcome:
         asked.append((folder, model, problems))
         return outcome
 
@@ -178,7 +178,7 @@ def test_predict_reads_the_others_where_one_file_cannot_be_read(
         (tmp_path / name).touch()
 
     def stand_in(files: list[Path], *options: object) -> list[Reading | ImageError]:
-        assert options == ("models:/captcha-crnn@champion", "beam", 10)
+        assert options == ("models:/captcha-crnn@champion", "beam", 10, "auto")
         return [
             ImageError(f"{f}: empty\nfile") if f.name == "b.png" else Reading("2b", 0.875, [0.9, 0.95]) for f in files
         ]

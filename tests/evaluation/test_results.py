@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from captcha.data.samples import Sample
 from captcha.evaluation.metrics import wilson_interval
-from captcha.evaluation.results import LOG_PROBS_TOLERANCE, Comparison, Evaluation, disagreement, evaluate
-from captcha.reading.recognizer import Reading, Recognizer, RecognizerError
+from captcha.evaluation.results import Comparison, Evaluation, evaluate
+from captcha.reading.recognizer import Reading, Recognizer
 from captcha.reading.vocabulary import Vocabulary
 
 LogProbs = NDArray[np.float32]
@@ -131,58 +131,6 @@ def test_a_person_sees_confident_mistakes_first_and_then_doubtful_readings() -> 
     assert [reading.confidence for reading in ordered.readings] == [0.7, 0.2, 0.1, 0.1, 0.9]
     assert ordered.predictions == ["x", "x", "c", "e", "a"]
     assert ordered.loss == 1.5
-
-
-def test_an_engine_agrees_with_itself() -> None:
-    assert disagreement(recognizer(), recognizer(), [sample("ab", 0), sample("", 200, width=40)]) is None
-
-
-def off_by(amount: float) -> Recognizer:
-    """The stand-in, one log-probability of its last image off by that much, relative to it as it is below -1."""
-
-    def log_probs_of(images: NDArray[np.uint8]) -> LogProbs:
-        log_probs = stand_in(images)
-        log_probs[1, -1, 2] += amount * max(1, abs(log_probs[1, -1, 2]))
-        return log_probs
-
-    return recognizer(log_probs_of)
-
-
-@pytest.mark.parametrize("sign", [-1, 1])
-def test_a_single_log_probability_beyond_the_tolerance_is_a_disagreement(sign: int) -> None:
-    samples = [sample("ab", 0), sample("a", 100), sample("", 200, width=40)]
-    assert disagreement(recognizer(), off_by(sign * 0.5 * LOG_PROBS_TOLERANCE), samples) is None
-    line = disagreement(recognizer(), off_by(sign * 2 * LOG_PROBS_TOLERANCE), samples)
-    assert line == "log-probabilities differ by 0.0002, more than 0.0001"
-
-
-def test_the_tolerance_is_the_same_however_large_the_logits() -> None:
-    def engine(third: float, raised: float = 0.0) -> Recognizer:
-        """The second of three log-probabilities, about -1.3, is so much higher than it should be."""
-        logits = np.array([0.0, -1.0, third], np.float32)
-        frame = logits - np.log(np.exp(logits).sum()) + np.array([0.0, raised, 0.0], np.float32)
-        return recognizer(lambda images: np.tile(frame, (2, len(images), 1)))
-
-    samples = [sample("", 0)]
-    for third in (-5, -30):
-        assert disagreement(engine(third), engine(third, raised=0.5e-4), samples) is None
-        assert disagreement(engine(third), engine(third, raised=2.5e-4), samples) is not None
-
-
-def test_other_texts_are_a_disagreement_even_within_the_tolerance() -> None:
-    def close_call(first: float, second: float) -> Recognizer:
-        frame = np.log(np.array([0.1, first, second], np.float32))
-        return recognizer(lambda images: np.tile(frame, (2, len(images), 1)))
-
-    samples = [sample("a", 0), sample("b", 0), sample("a", 0, width=40)]
-    assert disagreement(close_call(0.45001, 0.44999), close_call(0.44999, 0.45001), samples) == "3 of 3 texts differ"
-
-
-def test_an_engine_that_gives_no_numbers_does_not_agree() -> None:
-    with pytest.raises(RecognizerError, match="NaN"):
-        disagreement(recognizer(), off_by(math.nan), [sample("ab", 0)])
-    line = disagreement(recognizer(), off_by(-math.inf), [sample("ab", 0)])
-    assert line is not None
 
 
 def test_two_models_are_compared_image_by_image() -> None:

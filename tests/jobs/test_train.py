@@ -32,7 +32,8 @@ from captcha.data.folders import read_samples
 from captcha.data.samples import DataError, Sample, Split, digest, split
 from captcha.data.seen import SeenError, SeenPixels, pixel_key
 from captcha.drawing.styles import StyleError
-from captcha.evaluation.results import Evaluation, disagreement, evaluate
+from captcha.evaluation.engines import disagreement
+from captcha.evaluation.results import Evaluation, evaluate
 from captcha.jobs import train as job
 from captcha.jobs.evaluate import evaluate as evaluate_job
 from captcha.jobs.predict import predict
@@ -295,12 +296,25 @@ def test_tags_tell_the_backbone_the_data_and_the_files_of_the_model(trained: Tra
     assert tags["sha256.model.onnx"] == hashlib.sha256(content).hexdigest()
 
 
+def test_the_model_has_two_engines_and_the_run_says_how_they_differ(trained: Trained) -> None:
+    facts = json.loads((trained.artifacts / "engines.json").read_text())
+    tags, metrics = trained.run.data.tags, trained.run.data.metrics
+    readers = {name: load_recognizer("models:/two-digits@champion", name) for name in ("fp32", "int8")}
+    assert {name: reader.precision for name, reader in readers.items()} == {"fp32": "fp32", "int8": "int8"}
+    assert facts["validation"]["images"] == int(tags["validation_images"])
+    assert facts["test"]["images"] == int(tags["test_images"])
+    assert facts["test"][f"{facts['tested']}_right"] == int(tags["test_right"])
+    assert facts["served"] == tags["engine"] == MlflowClient().get_model_version("two-digits", "1").tags["engine"]
+    assert metrics["engine/int8_ms"] > 0 < metrics["engine/fp32_ms"]
+    assert load_recognizer("models:/two-digits@champion").precision == facts["tested"]
+
+
 def test_the_weights_can_be_trained_on_and_are_those_of_the_registered_model(trained: Trained, folder: Path) -> None:
     model = Crnn("compact", DIGITS, HEIGHT)
     model.load_state_dict(load_file(trained.artifacts / "weights" / "model.safetensors"), strict=True)
     samples, _, _ = read_samples(folder, HEIGHT)
     engine = torch_recognizer(model)
-    assert disagreement(engine, load_recognizer("models:/two-digits@champion"), samples) is None
+    assert disagreement(engine, load_recognizer("models:/two-digits@champion", "fp32"), samples) is None
 
 
 def test_nothing_that_a_training_keeps_or_registers_is_a_pickle(

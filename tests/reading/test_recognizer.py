@@ -17,8 +17,9 @@ import pytest
 from numpy.typing import NDArray
 
 import captcha
+from captcha.reading.engine import RecognizerError
 from captcha.reading.images import ImageError, ImageSource
-from captcha.reading.recognizer import COLUMNS_AT_ONCE, COLUMNS_WAITING, Recognizer, RecognizerError, save_recognizer
+from captcha.reading.recognizer import COLUMNS_AT_ONCE, COLUMNS_WAITING, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 
 Image = NDArray[np.uint8]
@@ -302,8 +303,8 @@ def test_changed_settings_are_refused(folder: Path, key: str, value: object) -> 
 
 def test_an_unknown_format_says_so(folder: Path) -> None:
     settings = json.loads((folder / "recognizer.json").read_text())
-    (folder / "recognizer.json").write_text(json.dumps({**settings, "format": 2}))
-    with pytest.raises(RecognizerError, match="has format 2, this version reads 1"):
+    (folder / "recognizer.json").write_text(json.dumps({**settings, "format": 3}))
+    with pytest.raises(RecognizerError, match="has format 3, this version reads 2"):
         Recognizer.load(folder)
 
 

@@ -33,8 +33,9 @@ from mlflow.pyfunc import PyFuncModel, scoring_server
 from numpy.typing import NDArray
 
 from captcha.reading import images
+from captcha.reading.engine import RecognizerError
 from captcha.reading.limits import MAX_BYTES, MAX_ROWS
-from captcha.reading.recognizer import ARTIFACT, Recognizer, RecognizerError, save_recognizer
+from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.reading.serving import CaptchaModel
 from captcha.reading.vocabulary import Vocabulary
 from captcha.tracking.models import log_model, own_model_id

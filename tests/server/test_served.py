@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from mlflow.models import Model
 
-from captcha.reading.recognizer import Recognizer, RecognizerError
+from captcha.reading.engine import RecognizerError
+from captcha.reading.recognizer import Recognizer
 from captcha.server.served import Served, Version, Watch
 from captcha.tracking.models import SIGNATURE
 from captcha.tracking.runs import RegistryError
