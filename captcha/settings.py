@@ -17,7 +17,13 @@ NONE = "none"
 
 
 class NamesImages:
-    """Marks a setting that names images: a folder, or draw:STYLE where they may be drawn."""
+    """Marks a setting that names images: a folder, or draw:STYLE where they may be drawn.
+
+    `argument` tells that the command line takes it without the name of an option; a setting without a default is one.
+    """
+
+    def __init__(self, argument: bool = False) -> None:
+        self.argument = argument
 
 
 def _none_if_written(value: object) -> object:
@@ -25,7 +31,7 @@ def _none_if_written(value: object) -> object:
 
 
 OrNone = BeforeValidator(_none_if_written)
-Backbone = Literal["resnet18", "compact"]
+Backbone = Literal["resnet18", "compact", "student"]
 ModelName = Annotated[
     str, Field(pattern=MODEL_NAME_PATTERN, max_length=MODEL_NAME_LENGTH, description="name of the registered model")
 ]
@@ -51,6 +57,22 @@ AllowOverlap = Annotated[
 ]
 
 
+ValData = Annotated[
+    str | None,
+    OrNone,
+    NamesImages(),
+    Field(description="folder or draw:STYLE for validation; none: a tenth of the data"),
+]
+TestData = Annotated[
+    str | None, OrNone, NamesImages(), Field(description="folder or draw:STYLE for the test; none: a tenth of the data")
+]
+Patience = Annotated[
+    int, Field(ge=1, description="epochs without a better validation result until the rate decays to zero")
+]
+RegisterBest = Annotated[
+    bool,
+    Field(description="where the training is stopped, or resumed, end with the best epoch so far: test, register"),
+]
 Resume = Annotated[
     str | None,
     OrNone,
@@ -83,15 +105,14 @@ class TrainSettings(Settings):
     """Settings of one training run. MLproject and the CLI repeat names and defaults; a test compares."""
 
     data: Annotated[str, NamesImages()] = Field("draw:kaptcha", description="folder of labelled images, or draw:STYLE")
-    val_data: Annotated[str | None, OrNone, NamesImages()] = Field(
-        None, description="folder or draw:STYLE for validation; none: a tenth of the data"
-    )
-    test_data: Annotated[str | None, OrNone, NamesImages()] = Field(
-        None, description="folder or draw:STYLE for the test; none: a tenth of the data"
-    )
+    val_data: ValData = None
+    test_data: TestData = None
     problems: OnProblems = "stop"
     name: ModelName = MODEL_NAME
-    backbone: Backbone = Field("resnet18", description="resnet18, or compact (about 1 M parameters, for CPUs)")
+    backbone: Backbone = Field(
+        "resnet18",
+        description="resnet18, compact (about 1 M parameters, for CPUs), or student (0.1 M, no GRU; see distill)",
+    )
     pretrained: bool = Field(False, description="start resnet18 from torchvision's ImageNet weights (downloaded)")
     init: Annotated[str | None, OrNone] = Field(
         None, description="trained model to start from: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
@@ -109,17 +130,13 @@ class TrainSettings(Settings):
     batch_size: BatchSize = Field(16, ge=1)
     learning_rate: LearningRate = 0.001
     dropout: float = Field(0.1, ge=0, lt=1, description="share of features dropped in training")
-    patience: int = Field(
-        10, ge=1, description="epochs without a better validation result until the rate decays to zero"
-    )
+    patience: Patience = 10
     seed: Seed = Field(0, description="seed of the split, the weights, the order and the augmentation")
     image_memory: ImageMemory = IMAGE_MEMORY
     allow_overlap: AllowOverlap = False
     resume: Resume = None
     checkpoint_minutes: CheckpointMinutes = 10
-    register_best: bool = Field(
-        False, description="where the training is stopped, or resumed, end with the best epoch so far: test, register"
-    )
+    register_best: RegisterBest = False
 
     @model_validator(mode="after")
     def _pretrained_needs_resnet18(self) -> Self:
@@ -138,6 +155,32 @@ class TrainSettings(Settings):
         if self.drawn and self.batch_size < 2:
             raise ValueError("--drawn fills half of every batch: --batch-size must be 2 or more")
         return self
+
+
+class DistillSettings(Settings):
+    """Settings of a student's training; the teacher brings vocabulary and height."""
+
+    data: Annotated[str, NamesImages(argument=True)] = Field(
+        "draw:kaptcha", description="folder of labelled images, or draw:STYLE"
+    )
+    teacher: str = Field(CHAMPION_URI, description="trained model to learn from, written as for --init of train")
+    val_data: ValData = None
+    test_data: TestData = None
+    problems: OnProblems = "stop"
+    name: ModelName = MODEL_NAME
+    drawn: StyleName = Field(
+        None, description="style whose images, drawn during training, fill half of every batch beside the folder's"
+    )
+    epochs: Epochs = Field(50, description="maximum number of epochs")
+    batch_size: BatchSize = Field(16, ge=2)
+    learning_rate: LearningRate = 0.002
+    patience: Patience = 10
+    seed: Seed = Field(0, description="seed of the split, the weights, the order and the augmentation")
+    image_memory: ImageMemory = IMAGE_MEMORY
+    allow_overlap: AllowOverlap = False
+    resume: Resume = None
+    checkpoint_minutes: CheckpointMinutes = 10
+    register_best: RegisterBest = False
 
 
 class AdaptSettings(Settings):
@@ -185,7 +228,7 @@ class BudgetSettings(Settings):
         None, description="model that the trainings with drawn images start from; none: one is trained first"
     )
     drawn_epochs: Epochs = Field(20, description="epochs of the first training, on drawn images alone")
-    backbone: Backbone = Field("resnet18", description="resnet18, or compact (for CPUs); --init brings its own")
+    backbone: Backbone = Field("resnet18", description="resnet18, compact or student (for CPUs); --init brings its own")
     epochs: Epochs = Field(50, description="maximum number of epochs of every other training")
     resume: Resume = None
     checkpoint_minutes: CheckpointMinutes = 10

@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 for command in (
     commands.train,
+    commands.distill,
     commands.adapt,
     commands.budget,
     commands.evaluate,

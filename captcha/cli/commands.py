@@ -5,7 +5,7 @@ Heavy modules (torch, MLflow, OpenCV) are imported inside the commands, so that 
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -52,8 +52,12 @@ from captcha.settings import (
     SEEDS,
     AdaptSettings,
     BudgetSettings,
+    DistillSettings,
     TrainSettings,
 )
+
+if TYPE_CHECKING:
+    from captcha.jobs.train import TrainOutcome
 
 DEFAULTS = TrainSettings()
 
@@ -66,13 +70,27 @@ def train(*, as_json: Json = False, **settings: Any) -> None:
     say_loading("PyTorch and MLflow")
     from captcha.jobs.train import train as job
 
-    outcome = job(checked)
+    _tell(job(checked), as_json)
+
+
+def _tell(outcome: "TrainOutcome", as_json: bool) -> None:
     if as_json:
         names = {name: getattr(outcome, name) for name in ("run_id", "model_name", "model_version")}
         of_all = {"all": outcome.metrics_of_all} if outcome.metrics_of_all else {}
         print_json(outcome.metrics | names | of_all)
     else:
         typer.echo(train_summary(outcome))
+
+
+@with_settings(DistillSettings)
+def distill(*, as_json: Json = False, **settings: Any) -> None:
+    """Train a small, fast student on what a trained model reads, and register it."""
+    LINES.on_stderr = as_json
+    checked = DistillSettings(**settings)
+    say_loading("PyTorch and MLflow")
+    from captcha.jobs.distill import distill as job
+
+    _tell(job(checked), as_json)
 
 
 @with_settings(AdaptSettings)

@@ -97,16 +97,21 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON alone; all else g
 def with_settings(settings: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for each setting, with its default and help; as **settings it gets those given.
 
-    A setting without a default becomes an argument, a folder.
+    A setting without a default becomes an argument, a folder; so does one that is marked as an argument.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is p.KEYWORD_ONLY]
         options = []
         for name, field in settings.model_fields.items():
-            names_images = any(isinstance(mark, NamesImages) for mark in field.metadata)
+            marks = [mark for mark in field.metadata if isinstance(mark, NamesImages)]
+            names_images = bool(marks)
             if field.is_required():
                 option = typer.Argument(metavar="DIR", help=field.description, callback=existing_folder)
+            elif names_images and marks[0].argument:
+                option = typer.Argument(
+                    written(field.default), metavar="DIR|draw:STYLE", help=field.description, callback=existing_source
+                )
             else:
                 option = typer.Option(
                     written(field.default),

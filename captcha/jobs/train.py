@@ -244,8 +244,9 @@ def learn(
     parent: tuple[Parent, Checkpoint] | None,
     example: Path,
     recipe: Recipe = recipes.DEFAULT,
+    teacher: tuple[Parent, Checkpoint] | None = None,
 ) -> Learned:
-    """Train on a split in the active run, log the results, and return them.
+    """Train on a split in the active run, by the labels and a teacher's log_probs, log the results, and return them.
 
     Raises:
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
@@ -275,9 +276,11 @@ def learn(
     )
     batches = batches_of(sources, split, settings.batch_size, settings.seed, settings.height, vocabulary)
     control = Control(settings.checkpoint_minutes, settings.register_best)
-    fitted = fit(model, batches, split, schedule, control, started=parent is not None)
+    taught_by = teacher[1].model() if teacher else None
+    fitted = fit(model, batches, split, schedule, control, started=parent is not None, teacher=taught_by)
     checkpoint = Checkpoint.of(fitted.model)
-    seen = SeenPixels.of(batches.learned_from, [*batches.folder, *split.validation], parent[0].seen if parent else None)
+    before = parent or teacher
+    seen = SeenPixels.of(batches.learned_from, [*batches.folder, *split.validation], before[0].seen if before else None)
     if not fitted.stopped or fitted.epoch:
         log_weights(checkpoint.to_bytes(), numbered=not fitted.stopped)
         log_seen(seen, numbered=not fitted.stopped)
@@ -401,6 +404,7 @@ def fit(
     keep_last: bool = False,
     started: bool = False,
     title: str = "",
+    teacher: Crnn | None = None,
 ) -> Fitted:
     """Train the model, or go on from its run's checkpoint; log each epoch, and return the model of the epoch kept.
 
@@ -413,11 +417,14 @@ def fit(
         keep_last: keep the last epoch's model, as where validation cannot tell which is best; print no epoch.
         started: the weights come from another training, so what they read before this one is printed.
         title: what the bar on a terminal begins with.
+        teacher: a model whose log_probs are learned, too; it is moved to the device of the training.
 
     Raises:
         TrainingError: the training cannot go on.
     """
     log_facts({"parameters": sum(p.numel() for p in model.parameters())})
+    if teacher:
+        teacher = teacher.to(choose_device()).to(memory_format=torch.channels_last).eval()
     state = TrainingState(model.to(choose_device()).to(memory_format=torch.channels_last), schedule.recipe)
     checkpoints = _Checkpoints(state, batches, control.checkpoint_minutes)
     history, resumed = checkpoints.history, bool(checkpoints.history)
@@ -430,7 +437,7 @@ def fit(
     try:
         with _Bar(title, schedule, state.step) as bar:
             steps = lambda steps: checkpoints.steps(bar.steps(steps))  # noqa: E731
-            for last in train_epochs(state, batches, split.validation, schedule, steps):
+            for last in train_epochs(state, batches, split.validation, schedule, steps, teacher):
                 assert state.standing
                 with checkpoints.after_epoch():
                     bar.show(last, state.standing.last_epoch)

@@ -15,6 +15,7 @@ COLOUR = "mlflow.runColor"
 _SHADES = {
     "resnet18": ("#08519c", "#2171b5", "#4292c6", "#6baed6"),
     "compact": ("#a63603", "#d94801", "#f16913", "#fd8d3c"),
+    "student": ("#006d2c", "#238b45", "#41ab5d", "#74c476"),
 }
 
 

@@ -14,14 +14,28 @@ from mlflow.exceptions import MlflowException
 
 from captcha.evaluation.metrics import wilson_interval
 from captcha.reading.recognizer import ARTIFACT
-from captcha.settings import CONTROLS, NONE, AdaptSettings, BudgetSettings, Settings, TrainSettings, written
+from captcha.settings import (
+    CONTROLS,
+    NONE,
+    AdaptSettings,
+    BudgetSettings,
+    DistillSettings,
+    Settings,
+    TrainSettings,
+    written,
+)
 from captcha.tracking.champion import history
 from captcha.tracking.descriptions import measured
 from captcha.tracking.models import fact, find, logged_model, version_uri
 from captcha.tracking.naming import not_registered
 from captcha.tracking.runs import RegistryError, connect
 
-SETTINGS: Mapping[str, type[Settings]] = {"train": TrainSettings, "adapt": AdaptSettings, "budget": BudgetSettings}
+SETTINGS: Mapping[str, type[Settings]] = {
+    "train": TrainSettings,
+    "distill": DistillSettings,
+    "adapt": AdaptSettings,
+    "budget": BudgetSettings,
+}
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,10 @@ STATE: Mapping[str, Any] = {
         _section("Settings", columns=1, height=300),
         _section("Readings", columns=1, height=480),
         # MLflow puts the chart of every other metric into the section that the metric's name begins with.
-        *map(_closed, ("test", "val", "train", "adapt", "budget", "eval", "Model metrics", "System metrics")),
+        *map(
+            _closed,
+            ("test", "val", "train", "engine", "distill", "adapt", "budget", "eval", "Model metrics", "System metrics"),
+        ),
     ],
     "compareRunCharts": [
         _bar("Accuracy", "test/exact_match"),

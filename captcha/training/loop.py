@@ -83,7 +83,8 @@ class TrainingState:
         self.model = model
         average = get_ema_multi_avg_fn(recipe.average_decay)
         self.averaging = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-        self.average.gru.flatten_parameters()  # cuDNN wants them side by side in memory, which a copy's are not
+        if self.average.gru is not None:
+            self.average.gru.flatten_parameters()  # cuDNN wants them side by side in memory, which a copy's are not
         self.optimizer = make_optimizer(model, recipe.weight_decay)
         self.step = 0
         self.losses: list[float] = []
@@ -144,6 +145,7 @@ def train_epochs(
     validation: Sequence[Sample],
     schedule: Schedule,
     progress: Progress = iter,
+    teacher: Crnn | None = None,
 ) -> Iterator[EpochResult]:
     """Train from the state on, yielding after each epoch; `Schedule` says when it stops early.
 
@@ -153,6 +155,8 @@ def train_epochs(
         validation: samples that choose the epoch.
         schedule: how long, and at which rates.
         progress: wraps the steps of an epoch, as tqdm does.
+        teacher: a model of the same vocabulary and height whose log_probs are learned beside the labels; on the
+            device of the training, in eval mode.
 
     Raises:
         TrainingError: the loss is no longer a number.
@@ -171,7 +175,7 @@ def train_epochs(
             rate = schedule.rate(steps.stop - 1, state.standing.last_epoch)
             started = time.perf_counter()
             for _ in progress(steps):
-                train_step(state, next(row), batches.seed, schedule)
+                train_step(state, next(row), batches.seed, schedule, teacher)
                 if not math.isfinite(state.losses[-1]):
                     raise TrainingError(
                         f"the loss became {state.losses[-1]} in epoch {epoch}: train again with a lower learning rate "
@@ -188,7 +192,9 @@ def train_epochs(
             yield EpochResult(epoch, state.average, evaluation, kept, loss, rate, speed, seconds)
 
 
-def train_step(state: TrainingState, samples: Sequence[Sample], seed: int, schedule: Schedule) -> None:
+def train_step(
+    state: TrainingState, samples: Sequence[Sample], seed: int, schedule: Schedule, teacher: Crnn | None = None
+) -> None:
     """Learn from one batch; the augmentation and the dropout follow from the seed and the step."""
     assert state.standing
     device = next(state.model.parameters()).device
@@ -205,6 +211,10 @@ def train_step(state: TrainingState, samples: Sequence[Sample], seed: int, sched
     with torch.autocast(device.type, torch.bfloat16, enabled=_has_bfloat16(device)):
         log_probs = state.model(images.contiguous(memory_format=torch.channels_last))
     loss = ctc_loss(log_probs, targets)
+    if teacher:
+        with torch.no_grad():
+            taught = teacher(images)
+        loss = loss + distillation_loss(log_probs, taught)
     for group in state.optimizer.param_groups:
         group["lr"] = schedule.rate(state.step, state.standing.last_epoch)
     state.optimizer.zero_grad()
@@ -274,6 +284,14 @@ def ctc_loss(log_probs: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
     # On the CPU: mps has no CTC loss, and the sums are small.
     total = F.ctc_loss(log_probs.cpu(), joined, torch.full((count,), frames), lengths, reduction="sum")
     return total / count
+
+
+def distillation_loss(log_probs: Tensor, taught: Tensor) -> Tensor:
+    """Return how far log_probs are from those of the teacher, both (T, N, C): the KL divergence per image.
+
+    Summed over the frames, as the CTC loss is: both are in nats per image (Hinton et al., 2015, arXiv:1503.02531).
+    """
+    return F.kl_div(log_probs, taught, reduction="sum", log_target=True) / log_probs.shape[1]
 
 
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:

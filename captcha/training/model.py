@@ -1,4 +1,4 @@
-"""The CRNN: convolutional features → GRU ×2 → log_probs (T, N, C)."""
+"""The CRNN: convolutional features → GRU ×2 → log_probs (T, N, C); the student has convolutions in the GRU's place."""
 
 import math
 from collections.abc import Callable
@@ -15,6 +15,12 @@ from captcha.training import recipe
 
 HIDDEN = 128
 """Features of each direction of a GRU layer."""
+
+STUDENT = "student"
+"""The backbone that learns from a teacher: small, and without a GRU."""
+
+MIXED = 7
+"""Pairs of frames that the student sees around each."""
 
 LOGIT_LIMIT = 15.0
 """Logits lie between minus and plus this: e^-30 is unlikely enough, and single precision holds such logits to 1e-4."""
@@ -64,6 +70,30 @@ def compact_backbone(pretrained: bool = False) -> tuple[nn.Module, int]:
     return net, 128
 
 
+def student_backbone(pretrained: bool = False) -> tuple[nn.Module, int]:
+    """Return five convolutions, (N, 3, H, W) → (N, 64, H/16, W/4), and their output channels.
+
+    Raises:
+        PretrainedError: pretrained weights are asked for, and there are none.
+    """
+    if pretrained:
+        raise PretrainedError("pretrained weights exist for backbone resnet18 only, not for student")
+    layers: list[nn.Module] = []
+    for channels_in, channels_out, stride in (
+        (3, 16, (2, 2)),
+        (16, 24, (2, 2)),
+        (24, 32, (1, 1)),
+        (32, 48, (2, 1)),
+        (48, 64, (2, 1)),
+    ):
+        layers += [
+            nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers), 64
+
+
 def resnet18_backbone(pretrained: bool) -> tuple[nn.Module, int]:
     """Return ResNet18 up to its third stage, (N, 3, H, W) → (N, 256, H/16, W/4), and its output channels.
 
@@ -97,11 +127,14 @@ def _imagenet_weights() -> dict[str, Tensor]:
 BACKBONES: dict[str, Callable[[bool], tuple[nn.Module, int]]] = {
     "resnet18": resnet18_backbone,
     "compact": compact_backbone,
+    STUDENT: student_backbone,
 }
 
 
 class Crnn(nn.Module):
     """Convolutional features, two bidirectional GRU layers and a linear layer over the vocabulary's classes.
+
+    With the backbone `student`, a depthwise convolution over seven pairs of frames stands in place of the GRU.
 
     Args:
         backbone_name: one of BACKBONES.
@@ -136,8 +169,13 @@ class Crnn(nn.Module):
         self.conv = nn.Conv2d(channels, channels, (height // 16, 3), 1, (0, 1), bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.dropout = nn.Dropout(dropout)
-        self.gru = nn.GRU(channels, HIDDEN, num_layers=2, bidirectional=True, dropout=dropout)
-        self.head = nn.ConvTranspose1d(2 * HIDDEN, classes, 2, 2)  # a linear layer for each frame of a pair
+        self.gru = self.mixer = None
+        if backbone_name == STUDENT:
+            self.mixer = nn.Conv1d(channels, channels, MIXED, 1, MIXED // 2, groups=channels)
+        else:
+            self.gru = nn.GRU(channels, HIDDEN, num_layers=2, bidirectional=True, dropout=dropout)
+        width = channels if self.mixer else 2 * HIDDEN
+        self.head = nn.ConvTranspose1d(width, classes, 2, 2)  # a linear layer for each frame of a pair
         self.local_head = nn.Conv1d(channels, classes, 3, 1, 1)
         # The GRU's correction starts at zero, the blank at its prior: from even odds, some trainings learn where
         # characters stand for ten epochs before they tell them apart (see Lin et al., 2017, arXiv:1708.02002).
@@ -172,10 +210,18 @@ class Crnn(nn.Module):
             local_logits = self.local_head(features.permute(1, 2, 0)).permute(2, 0, 1)
             # The GRU steps over pairs of frames: half the steps, which take most of a training's time on a CPU.
             pairs = F.avg_pool1d(features.permute(1, 2, 0), 2).permute(2, 0, 1)
-            sequence, _ = self.gru(pairs)
+            sequence = self._with_surroundings(pairs)
             logits = self.head(self.dropout(sequence).permute(1, 2, 0)).permute(2, 0, 1)
             weight: Tensor | float = self.gru_weight
             if self.training:
                 weight = torch.rand((1, len(images), 1), device=logits.device) < self.gru_weight
             logits = (local_logits + weight * logits).float()
             return F.log_softmax(LOGIT_LIMIT * torch.tanh(logits / LOGIT_LIMIT), dim=2)
+
+    def _with_surroundings(self, pairs: Tensor) -> Tensor:
+        """Return what is known of each pair of frames by those around it, from features (T/2, N, channels)."""
+        if self.mixer is not None:
+            return F.relu(self.mixer(pairs.permute(1, 2, 0))).permute(2, 0, 1)
+        assert self.gru is not None
+        sequence: Tensor = self.gru(pairs)[0]
+        return sequence

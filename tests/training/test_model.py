@@ -83,6 +83,7 @@ def test_before_training_a_frame_is_a_blank_three_times_in_four_whatever_the_gru
     images = torch.randint(0, 256, (4, 3, HEIGHT, 64), dtype=torch.uint8)
     with torch.inference_mode():
         blanks = model(images)[:, :, BLANK].exp()
+        assert model.gru
         model.gru.reset_parameters()
         assert torch.equal(model(images)[:, :, BLANK].exp(), blanks)
     assert blanks.mean() == pytest.approx(0.75, abs=0.1)
