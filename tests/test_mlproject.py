@@ -20,8 +20,16 @@ from mlflow.projects.utils import load_project
 from captcha import CaptchaError
 from captcha.cli import app as cli
 from captcha.cli import commands
-from captcha.jobs import adapt, budget, draw, train
-from captcha.settings import CHAMPION, MODEL_NAME, AdaptSettings, BudgetSettings, Settings, TrainSettings
+from captcha.jobs import adapt, budget, distill, draw, train
+from captcha.settings import (
+    CHAMPION,
+    MODEL_NAME,
+    AdaptSettings,
+    BudgetSettings,
+    DistillSettings,
+    Settings,
+    TrainSettings,
+)
 
 ROOT = Path(__file__).parent.parent
 PROJECT = load_project(str(ROOT))
@@ -87,7 +95,8 @@ def in_words(value: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("entry_point", "settings_of"), [("main", TrainSettings), ("adapt", AdaptSettings), ("budget", BudgetSettings)]
+    ("entry_point", "settings_of"),
+    [("main", TrainSettings), ("distill", DistillSettings), ("adapt", AdaptSettings), ("budget", BudgetSettings)],
 )
 def test_a_job_has_the_names_and_written_defaults_of_its_settings(
     entry_point: str, settings_of: type[Settings]
@@ -199,6 +208,33 @@ def settings_from(
     with pytest.raises(SystemExit):
         cli.main(arguments)
     return asked[0]
+
+
+def test_distill_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "some images"
+    folder.mkdir()
+    assert settings_from(monkeypatch, tmp_path, "distill", distill) == DistillSettings()
+    wanted = {
+        "data": str(folder),
+        "teacher": "models:/my model/3",
+        "val_data": str(folder),
+        "test_data": "draw:tilted",
+        "problems": "leave-out",
+        "name": "my model",
+        "drawn": "outlined",
+        "epochs": "3",
+        "batch_size": "7",
+        "learning_rate": "1e-2",
+        "patience": "4",
+        "seed": "5",
+        "image_memory": "7",
+        "allow_overlap": "true",
+        "resume": "auto",
+        "checkpoint_minutes": "0.5",
+        "register_best": "true",
+    }
+    assert set(wanted) == set(DistillSettings.model_fields)
+    assert settings_from(monkeypatch, tmp_path, "distill", distill, **wanted) == DistillSettings.model_validate(wanted)
 
 
 def test_adapt_and_budget_pass_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,7 +5,15 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from captcha import settings as module
-from captcha.settings import AdaptSettings, Backbone, BudgetSettings, TrainSettings, project_root, written
+from captcha.settings import (
+    AdaptSettings,
+    Backbone,
+    BudgetSettings,
+    DistillSettings,
+    TrainSettings,
+    project_root,
+    written,
+)
 from captcha.training.model import BACKBONES
 from captcha.training.recipe import Augmentation, Recipe
 
@@ -16,7 +24,9 @@ def test_the_defaults_are_valid_and_drawn_images_need_no_folder() -> None:
     assert defaults.data == "draw:kaptcha"
 
 
-@pytest.mark.parametrize("settings", [TrainSettings, AdaptSettings, BudgetSettings, Recipe, Augmentation])
+@pytest.mark.parametrize(
+    "settings", [TrainSettings, DistillSettings, AdaptSettings, BudgetSettings, Recipe, Augmentation]
+)
 def test_every_setting_is_explained(settings: type[BaseModel]) -> None:
     for name, field in settings.model_fields.items():
         assert field.description or name == "augmentation", name

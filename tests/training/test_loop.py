@@ -9,12 +9,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import scipy.special
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from captcha.data.samples import Sample
 from captcha.evaluation.results import Evaluation, evaluate
+from captcha.reading.images import stack
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
 from captcha.training import loop
@@ -28,6 +30,7 @@ from captcha.training.loop import (
     TrainingState,
     ctc_loss,
     diagnosis,
+    distillation_loss,
     divergence,
     make_optimizer,
     train_epochs,
@@ -89,6 +92,15 @@ def log_probability(log_probs: NDArray[np.float64], target: Sequence[int]) -> fl
         if [label for label, _ in itertools.groupby(path) if label] == list(target):
             total += math.exp(sum(frame[label] for frame, label in zip(log_probs, path, strict=True)))
     return math.log(total)
+
+
+def test_the_distillation_loss_is_the_divergence_from_the_teacher_summed_over_frames() -> None:
+    rng = np.random.default_rng(0)
+    student, teacher = (rng.dirichlet(np.ones(5), (7, 3)) for _ in range(2))  # (T, N, C)
+    expected = scipy.special.rel_entr(teacher, student).sum() / 3
+    log_student, log_teacher = (torch.from_numpy(np.log(each)) for each in (student, teacher))
+    assert distillation_loss(log_student, log_teacher).item() == pytest.approx(expected, rel=1e-9)
+    assert distillation_loss(log_teacher, log_teacher).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_the_loss_is_minus_the_log_probability_of_all_paths_averaged_over_images() -> None:
@@ -163,6 +175,26 @@ def test_every_image_is_learned_from_before_any_comes_again(
     assert len(seen) == 12
     rounds = [sorted(seen[start : start + 4]) for start in (0, 4, 8)]
     assert rounds == [sorted(tuple(VOCABULARY.encode(text)) for text in TEXTS)] * 3
+
+
+def test_a_student_comes_nearer_to_its_teacher_which_stays_as_it_is(samples: list[Sample]) -> None:
+    torch.manual_seed(3)
+    teacher = Crnn("compact", VOCABULARY, 32).eval()
+    with torch.no_grad():
+        cast(Tensor, teacher.local_head.bias).copy_(torch.linspace(-2, 2, VOCABULARY.classes))  # it says its own
+    before = Checkpoint.of(teacher).to_bytes()
+    torch.manual_seed(0)
+    recipe = Recipe(epoch_images=1, average_decay=0.5)
+    state = TrainingState(Crnn("student", VOCABULARY, 32, dropout=0.0), recipe)
+    schedule = Schedule(8, 4, 0.01, 8, recipe)
+    images = torch.from_numpy(stack([sample.image for sample in samples]))
+    distances = []
+    for result in train_epochs(state, Batches(samples, None, 1, 0), samples, schedule, teacher=teacher):
+        with torch.no_grad():
+            distances.append(distillation_loss(result.model.eval()(images), teacher(images)).item())
+    assert distances[-1] < 0.7 * distances[0]
+    assert Checkpoint.of(teacher).to_bytes() == before
+    assert not teacher.training
 
 
 def test_the_train_part_alone_is_learned_from_and_the_validation_part_alone_is_read(
