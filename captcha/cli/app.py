@@ -33,6 +33,7 @@ for command in (
     commands.budget,
     commands.evaluate,
     commands.predict,
+    commands.export,
     commands.serve,
     commands.compare,
     commands.runs,

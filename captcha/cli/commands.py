@@ -187,6 +187,16 @@ def predict(
         raise typer.Exit(1)
 
 
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="model to export, written as for predict's --model")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="new folder to write to")],
+) -> None:
+    """Export a model into a folder that reads without MLflow, PyTorch and captcha."""
+    from captcha.jobs.export import export as job
+
+    typer.echo(job(model, out))
+
+
 def serve(
     model: Annotated[
         str,
