@@ -12,6 +12,7 @@ from torchvision.models import ResNet18_Weights, resnet18
 from captcha import CaptchaError
 from captcha.reading.vocabulary import BLANK, Vocabulary
 from captcha.training import recipe
+from captcha.training.recurrence import run_gru
 
 HIDDEN = 128
 """Features of each direction of a GRU layer."""
@@ -208,20 +209,24 @@ class Crnn(nn.Module):
         with torch.autocast(features.device.type, enabled=mixed):
             features = features.float()
             local_logits = self.local_head(features.permute(1, 2, 0)).permute(2, 0, 1)
-            # The GRU steps over pairs of frames: half the steps, which take most of a training's time on a CPU.
-            pairs = F.avg_pool1d(features.permute(1, 2, 0), 2).permute(2, 0, 1)
-            sequence = self._with_surroundings(pairs)
-            logits = self.head(self.dropout(sequence).permute(1, 2, 0)).permute(2, 0, 1)
-            weight: Tensor | float = self.gru_weight
             if self.training:
-                weight = torch.rand((1, len(images), 1), device=logits.device) < self.gru_weight
-            logits = (local_logits + weight * logits).float()
+                selected = (torch.rand(len(images), device=features.device) < self.gru_weight).nonzero().squeeze(1)
+                logits = local_logits.float()
+                if len(selected):  # the others need no GRU: half of its work
+                    logits = logits.index_add(1, selected, self._gru_logits(features[:, selected]).float())
+            else:
+                logits = (local_logits + self.gru_weight * self._gru_logits(features)).float()
             return F.log_softmax(LOGIT_LIMIT * torch.tanh(logits / LOGIT_LIMIT), dim=2)
 
-    def _with_surroundings(self, pairs: Tensor) -> Tensor:
-        """Return what is known of each pair of frames by those around it, from features (T/2, N, channels)."""
-        if self.mixer is not None:
-            return F.relu(self.mixer(pairs.permute(1, 2, 0))).permute(2, 0, 1)
-        assert self.gru is not None
-        sequence: Tensor = self.gru(pairs)[0]
-        return sequence
+    def _gru_logits(self, features: Tensor) -> Tensor:
+        """Return what the GRU, or the student's convolution, adds to the logits, (T, N, C), from (T, N, channels)."""
+        # The GRU steps over pairs of frames: half the steps, which take most of its time on a CPU.
+        pairs = F.avg_pool1d(features.permute(1, 2, 0), 2)
+        if self.gru is None:
+            assert self.mixer is not None
+            sequence = F.relu(self.mixer(pairs)).permute(2, 0, 1)
+        elif self.training and pairs.device.type == "cpu":
+            sequence = run_gru(self.gru, pairs.permute(2, 0, 1))
+        else:
+            sequence = self.gru(pairs.permute(2, 0, 1))[0]
+        return cast(Tensor, self.head(self.dropout(sequence).permute(1, 2, 0)).permute(2, 0, 1))
