@@ -1,6 +1,7 @@
 """The training loop: batches in, one EpochResult after each epoch out. Knows neither MLflow nor the terminal."""
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -81,7 +82,7 @@ class TrainingState:
 
     def __init__(self, model: Crnn, recipe: Recipe) -> None:
         self.model = model
-        average = get_ema_multi_avg_fn(recipe.average_decay)
+        average = functools.partial(_move_average, recipe.average_decay)
         self.averaging = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         if self.average.gru is not None:
             self.average.gru.flatten_parameters()  # cuDNN wants them side by side in memory, which a copy's are not
@@ -300,6 +301,15 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimiz
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, fused=True)
+
+
+def _move_average(decay: float, average: Any, weights: Any, updates: Tensor | int) -> None:
+    """Move the average towards the weights: at first in larger steps, or it would show the first weights for epochs.
+
+    The decay after n updates is (1 + n) / (10 + n), at most `decay`, as TensorFlow's ExponentialMovingAverage has it.
+    """
+    updates = int(updates)
+    get_ema_multi_avg_fn(min(decay, (1 + updates) / (10 + updates)))(average, weights, updates)
 
 
 def _has_bfloat16(device: torch.device) -> bool:

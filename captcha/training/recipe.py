@@ -32,8 +32,11 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epoch_images: int = Field(500, ge=1, description="fewest images in an epoch: a smaller folder is repeated")
-    warm_up_steps: int = Field(200, ge=1, description="steps over which the rate rises, at most a tenth of all")
-    decay_part: int = Field(6, ge=1, description="the rate decays over the last 1/decay_part of the epochs")
+    warm_up_steps: int = Field(50, ge=1, description="steps over which the rate rises, at most a tenth of all")
+    decay_part: int = Field(6, ge=2, description="the rate decays over the last 1/decay_part of the epochs")
+    nearly_all: float = Field(
+        0.98, gt=0, le=1, description="exact match from which on half the patience is enough, and a lower loss no gain"
+    )
     augmentation_ramp: float = Field(
         0.1, gt=0, le=1, description="share of the training over which the augmentation grows to its full strength"
     )

@@ -254,9 +254,9 @@ def test_a_start_that_no_epoch_comes_near_is_kept_and_not_waited_for(
 ) -> None:
     scripted(monkeypatch, [(4, 9.0), *[(3, 5.0)] * 20])
     results = run(samples, epochs=12, patience=2)
-    assert [result.kept for result in results] == [True, *[False] * 5]
-    # The loss fell below the start's once; then patience counts, and the rate falls over the sixth part of 12.
-    assert results[-1].epoch == 5
+    assert [result.kept for result in results] == [True, *[False] * 4]
+    # The loss fell below the start's once; then patience counts, and the rate falls over one epoch.
+    assert results[-1].epoch == 4
 
 
 # The steps
@@ -348,9 +348,17 @@ def test_the_moving_average_of_the_weights_is_what_is_read_with_and_given_out(
     first, second, third = (step.weights for step in steps)
     assert not torch.equal(first[0], third[0])
     for average, a, b, c in zip(result.model.parameters(), first, second, third, strict=True):
-        torch.testing.assert_close(average, 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c)
+        # After the first update, (1 + n) / (10 + n) of the average is left: 2 of 11, then 3 of 12.
+        torch.testing.assert_close(average, 3 / 12 * (2 / 11 * a + 9 / 11 * b) + 9 / 12 * c)
     readings = torch_recognizer(result.model).read([sample.image for sample in samples])
     assert readings == result.validation.readings
+
+
+def test_the_average_comes_to_move_by_the_decay_given(samples: list[Sample], steps: list[Step]) -> None:
+    result = run(samples, epochs=1, learning_rate=0.01, recipe=Recipe(epoch_images=12, average_decay=0.2))[-1]
+    first, second, third = (step.weights for step in steps)
+    for average, a, b, c in zip(result.model.parameters(), first, second, third, strict=True):
+        torch.testing.assert_close(average, 0.2 * (2 / 11 * a + 9 / 11 * b) + 0.8 * c)
 
 
 def test_the_augmentation_grows_to_its_full_strength_and_each_steps_follows_from_seed_and_step(
@@ -403,16 +411,19 @@ def test_the_learning_rate_falls_once_validation_has_stood_still_for_as_many_epo
 ) -> None:
     # Nothing read yet for longer than patience; then a lower loss alone; then neither more matches nor a lower loss.
     scripted(monkeypatch, [(0, 9.0), *[(0, 9.5)] * 4, (1, 8.0), (1, 7.0), (0, 7.5), *[(1, 7.0)] * 20])
-    results = run(samples, epochs=14, patience=3, recipe=Recipe(epoch_images=1, warm_up_steps=1))
-    assert results[-1].epoch == 11  # patience is over after epoch 9, the rate falls over the sixth part of 14
-    assert results[-1].learning_rate == results[-2].learning_rate / 2
+    recipe = Recipe(epoch_images=1, warm_up_steps=1, decay_part=3)
+    results = run(samples, epochs=14, patience=3, recipe=recipe, learning_rate=0.01)
+    # Patience is over after epoch 9: with four epochs more, a third of the training is the decay.
+    assert [result.learning_rate for result in results[8:]] == pytest.approx([0.01, 0.01, 0.01, 0.0075, 0.005, 0.0025])
 
 
-def test_a_loss_that_still_falls_is_not_waited_for_once_all_is_read(
-    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("right", "last"), [(100, 5), (98, 5), (97, 12)])
+def test_where_nearly_all_is_read_half_the_patience_is_enough_and_a_lower_loss_is_no_gain(
+    right: int, last: int, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scripted(monkeypatch, [(0, 9.0), (4, 8.0), (4, 7.0), (4, 6.0), *[(4, 5.0)] * 20])
-    assert run(samples, epochs=12, patience=2)[-1].epoch == 5
+    scripted(monkeypatch, [(0, 99.0), *[(right, 50.0 - epoch) for epoch in range(20)]])
+    results = run(samples, validation=(samples * 100)[:100], epochs=12, patience=5)
+    assert results[-1].epoch == last  # the first is best, three epochs are no better, and the rate falls over one
 
 
 def test_the_learning_rate_falls_over_the_last_epochs(samples: list[Sample]) -> None:
