@@ -12,6 +12,7 @@ from torchvision.models import ResNet18_Weights, resnet18
 from captcha import CaptchaError
 from captcha.reading.vocabulary import BLANK, Vocabulary
 from captcha.training import recipe
+from captcha.training.convolution import Convolution
 from captcha.training.recurrence import run_gru
 
 HIDDEN = 128
@@ -169,6 +170,7 @@ class Crnn(nn.Module):
         # One convolution as high as the feature map turns (N, channels, h, T) into (N, channels, 1, T).
         self.conv = nn.Conv2d(channels, channels, (height // 16, 3), 1, (0, 1), bias=False)
         self.norm = nn.BatchNorm2d(channels)
+        Convolution.take_over(self)
         self.dropout = nn.Dropout(dropout)
         self.gru = self.mixer = None
         if backbone_name == STUDENT:
