@@ -7,7 +7,7 @@ Graves et al., 2006, doi:10.1145/1143844.1143891.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,12 @@ from captcha.reading.vocabulary import BLANK
 
 LogProbs = NDArray[np.floating[Any]]
 Floats = NDArray[np.float64]
+
+SAFE = 1e-250
+"""A probability this far from underflow at 1e-308 has lost nothing that counts."""
+
+ELEMENTS_AT_ONCE = 2**15
+"""So many float64 stay in a core's cache."""
 
 
 def frames_needed(labels: Sequence[int]) -> int:
@@ -125,8 +131,15 @@ def text_log_probability(log_probs: LogProbs, labels: Sequence[Sequence[int]]) -
     Raises:
         ValueError: if the two disagree on N, or a label is no class or the blank.
     """
-    states, lengths = _states(log_probs, labels)
-    return _ends(_forward(_emissions(log_probs, states), states)[-1], lengths)
+    texts, lengths = _texts(log_probs, labels)
+    with np.errstate(under="ignore", over="ignore", divide="ignore", invalid="ignore"):
+        probabilities = _ends(_forward(_PROBABILITIES, log_probs, texts), lengths, np.add)
+        log_probabilities = np.log(probabilities)
+    lossy = np.flatnonzero(_is_lossy(probabilities))
+    if lossy.size:
+        forward = _forward(_LOGARITHMS, log_probs[:, lossy], texts[lossy])
+        log_probabilities[lossy] = _ends(forward, lengths[lossy], np.logaddexp)
+    return log_probabilities
 
 
 def character_confidences(log_probs: LogProbs, labels: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -135,60 +148,138 @@ def character_confidences(log_probs: LogProbs, labels: Sequence[Sequence[int]]) 
     That is P(text) / sum over all characters c of P(text with c in this place), each summed over all
     alignments; 0 where P(text) is 0.
 
-    A place's alignments fall into what comes before it and after it, which do not depend on c (the forward and
-    backward variables), and the frames in between, where c alone is read: O(T·N·L·C) for all places at once.
+    Raises:
+        ValueError: if the two disagree on N, or a label is no class or the blank.
+    """
+    return text_and_character_probabilities(log_probs, labels)[1]
+
+
+def text_and_character_probabilities(
+    log_probs: LogProbs, labels: Sequence[Sequence[int]]
+) -> tuple[Floats, list[list[float]]]:
+    """Return `text_log_probability` and `character_confidences` for little more than the latter alone.
+
+    A place's alignments fall into what comes before it and after it, which do not depend on its character c (the
+    forward and backward variables), and the frames in between, where c alone is read: O(T·N·L·C) for all places.
 
     Raises:
         ValueError: if the two disagree on N, or a label is no class or the blank.
     """
-    states, lengths = _states(log_probs, labels)
+    texts, lengths = _texts(log_probs, labels)
+    with np.errstate(under="ignore", over="ignore", divide="ignore", invalid="ignore"):
+        own, every = _weights(_PROBABILITIES, log_probs, texts, lengths)
+        log_probabilities, shares = np.log(own), own[:, None] / every
+    lossy = np.flatnonzero(_is_lossy(own))
+    if lossy.size:
+        own, every = _weights(_LOGARITHMS, log_probs[:, lossy], texts[lossy], lengths[lossy])
+        log_probabilities[lossy] = own
+        own, every = own[:, None], np.where(every > -np.inf, every, 0.0)
+        shares[lossy] = np.exp(np.minimum(own - every, 0.0))
+    # Each place's sum is over the same terms in another order: rounding can lift a share above 1.
+    return log_probabilities, [
+        row[:length] for row, length in zip(np.minimum(shares, 1.0).tolist(), lengths, strict=True)
+    ]
+
+
+class _Arithmetic(NamedTuple):
+    """How weights are written: as probabilities, which is fast, or as logarithms, which do not underflow."""
+
+    plus: np.ufunc
+    times: np.ufunc
+    zero: float
+    one: float
+
+
+_PROBABILITIES = _Arithmetic(np.add, np.multiply, 0.0, 1.0)
+_LOGARITHMS = _Arithmetic(np.logaddexp, np.add, -np.inf, 0.0)
+
+
+def _is_lossy(probabilities: Floats) -> NDArray[np.bool_]:
+    """Return whether too little is left of a text's probability to tell what underflow took from it.
+
+    What underflows at a state and frame is below 1e-307, and is multiplied by probabilities from there on. So the
+    loss is that, times the number of states and frames, and nothing to a sum above SAFE.
+    """
+    return ~((probabilities > SAFE) & (probabilities < 1 / SAFE))
+
+
+def _written(arithmetic: _Arithmetic, log_probs: LogProbs) -> Floats:
+    exact = log_probs.astype(np.float64)
+    return np.exp(exact) if arithmetic is _PROBABILITIES else exact
+
+
+def _forward(arithmetic: _Arithmetic, log_probs: LogProbs, texts: NDArray[np.intp]) -> Floats:
+    """Return the forward variable, (T + 1, N, 2 + S): every way to have come to a state before a frame.
+
+    The S states are blank, label, blank, …, label, blank; all begin in the first. Two states that are never reached
+    stand before them.
+    """
+    plus, times, zero, one = arithmetic
+    frames, samples, _ = log_probs.shape
+    states = np.full((samples, 2 * texts.shape[1] + 1), BLANK)
+    states[:, 1::2] = texts
+    emissions = _written(arithmetic, log_probs[:, np.arange(samples)[:, None], states])
+    joins = np.zeros(states.shape, bool)  # a blank between two different labels may be left out
+    joins[:, 3::2] = texts[:, 1:] != texts[:, :-1]
+    variables = np.full((frames + 1, samples, states.shape[1] + 2), zero)
+    variables[0, :, 2] = one
+    stay, step, skip = variables[:-1, :, 2:], variables[:-1, :, 1:-1], variables[:-1, :, :-2]
+    for stayed, stepped, skipped, emission, now in zip(stay, step, skip, emissions, variables[1:, :, 2:], strict=True):
+        plus(stayed, stepped, out=now)
+        plus(now, skipped, out=now, where=joins)
+        times(now, emission, out=now)
+    return variables
+
+
+def _ends(variables: Floats, lengths: NDArray[np.intp], plus: np.ufunc) -> Floats:
+    """Return the weight of having read the whole text: in its last blank or its last label."""
+    sample, last = np.arange(len(lengths)), variables[-1]
+    return np.asarray(plus(last[sample, 2 + 2 * lengths], last[sample, 1 + 2 * lengths]))
+
+
+def _weights(
+    arithmetic: _Arithmetic, log_probs: LogProbs, texts: NDArray[np.intp], lengths: NDArray[np.intp]
+) -> tuple[Floats, Floats]:
+    """Return the weight of each text, (N,), and for each of its places that of the texts with any character there."""
+    plus, times, zero, _ = arithmetic
     frames, samples, classes = log_probs.shape
-    places = states.shape[1] // 2
-    if places == 0:
-        return [[] for _ in range(samples)]
-    emissions = _emissions(log_probs, states)
-    alpha = _forward(emissions, states)
-    # The backward variable, a frame's own emission included: the forward one with time and states reversed.
-    beta = _backward(emissions, states, lengths)
-
+    places = texts.shape[1]
     place = np.arange(places)
-    text = states[:, 1::2]  # (N, L)
-    characters = np.arange(1, classes)
-    nothing = np.full((samples, 1), BLANK)
-    # (N, L, C - 1): may c follow the label before it, and the label after it follow c, without a blank between?
-    # (Where there is none before or after, the variable that this lets in is -inf.)
-    joins_left = np.concatenate([nothing, text[:, :-1]], axis=1)[:, :, None] != characters
-    joins_right = np.concatenate([text[:, 1:], nothing], axis=1)[:, :, None] != characters
-    is_last = (place == lengths[:, None] - 1)[:, :, None]
+    # The backward variable is the forward one of the text read from its end.
+    mirrored = np.maximum(lengths[:, None] - 1 - place, 0)
+    backwards = np.where(place < lengths[:, None], np.take_along_axis(texts, mirrored, axis=1), BLANK)
+    variables = _forward(
+        arithmetic, np.concatenate([log_probs, log_probs[::-1]], axis=1), np.concatenate([texts, backwards])
+    )
+    # (T, 2 N, L): all that comes before a place and ends before a frame, where its last is a blank, and altogether.
+    by_blank = variables[:-1, :, 2:-1:2]
+    by_any = plus(by_blank, variables[:-1, :, 1:-2:2])
+    from_end = np.arange(samples, 2 * samples)[:, None], mirrored
+    leave_by_any, leave_by_blank = (way[::-1, *from_end] for way in (by_any, by_blank))
+    # The label before a place, and the one after it, need a blank in between, if they are read at the place too.
+    around = np.pad(texts, ((0, 0), (1, 1)))
+    left_n, left = around[:, :-2].nonzero()
+    right_n, right = around[:, 2:].nonzero()
+    as_left, as_right = around[left_n, left] - 1, around[right_n, right + 2] - 1
 
-    reading = np.full((samples, places, classes - 1), -np.inf)  # everything up to this frame, which reads c
-    whole = reading  # everything, over the frames at which c is read for the last time
-    for t in range(frames):
+    probs = _written(arithmetic, log_probs[:, :, None, 1:])
+    reading = whole = np.full((samples, places, classes - 1), zero)  # up to a frame, which reads c; all
+    at_once = max(1, ELEMENTS_AT_ONCE // max(1, whole.size))
+    for start in range(0, frames, at_once):
         stop_if_unwanted()
-        if t == 0:
-            enter = np.where(place[None, :, None] == 0, 0.0, -np.inf)
-        else:
-            before = np.pad(alpha[t - 1, :, 1:-2:2], ((0, 0), (1, 0)), constant_values=-np.inf)
-            enter = np.logaddexp(
-                alpha[t - 1, :, :-1:2, None],
-                np.where(joins_left, before[:, :, None], -np.inf),
-            )
-        reading = np.logaddexp(reading, enter) + log_probs[t, :, None, 1:].astype(np.float64)
-        if t == frames - 1:
-            leave = np.where(is_last, 0.0, -np.inf)
-        else:
-            after = np.pad(beta[t + 1, :, 3::2], ((0, 0), (0, 1)), constant_values=-np.inf)
-            leave = np.logaddexp(
-                beta[t + 1, :, 2::2, None],
-                np.where(joins_right, after[:, :, None], -np.inf),
-            )
-        whole = np.logaddexp(whole, reading + leave)
-
-    own = np.take_along_axis(whole, np.maximum(text, 1)[:, :, None] - 1, axis=2)[:, :, 0]
-    every = np.logaddexp.reduce(whole, axis=2)
-    possible = own > -np.inf
-    shares = np.exp(np.where(possible, own, -np.inf) - np.where(possible, every, 0.0))
-    return [shares[n, :length].tolist() for n, length in enumerate(lengths)]
+        now = slice(start, start + at_once)
+        readings = np.repeat(by_any[now, :samples, :, None], classes - 1, axis=3)
+        readings[:, left_n, left, as_left] = by_blank[now, left_n, left]
+        for entered, prob in zip(readings, probs[now], strict=True):
+            plus(reading, entered, out=entered)
+            times(entered, prob, out=entered)
+            reading = entered
+        reading = reading.copy()
+        left_by_blank = times(readings[:, right_n, right, as_right], leave_by_blank[now, right_n, right])
+        times(readings, leave_by_any[now, :, :, None], out=readings)
+        readings[:, right_n, right, as_right] = left_by_blank
+        whole = plus(whole, plus.reduce(readings, axis=0))
+    return _ends(variables[:, :samples], lengths, plus), plus.reduce(whole, axis=2)
 
 
 def _checked(log_probs: LogProbs) -> LogProbs:
@@ -207,56 +298,15 @@ def _largest(scores: Floats, count: int) -> NDArray[np.intp]:
     return np.take_along_axis(columns, order, axis=1)
 
 
-def _states(log_probs: LogProbs, labels: Sequence[Sequence[int]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return blank, label, blank, …, label, blank of each text, (N, 2 L + 1) with blanks behind, and lengths (N,)."""
+def _texts(log_probs: LogProbs, labels: Sequence[Sequence[int]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the labels as an array (N, L), with blanks behind, and their lengths (N,)."""
     _, samples, classes = _checked(log_probs).shape
     if len(labels) != samples:
         raise ValueError(f"log_probs hold {samples} samples, labels {len(labels)}")
     lengths = np.array([len(text) for text in labels], np.intp)
-    states = np.full((samples, 2 * int(lengths.max(initial=0)) + 1), BLANK, np.intp)
+    texts = np.full((samples, int(lengths.max(initial=0))), BLANK, np.intp)
     for n, text in enumerate(labels):
-        if any(label == BLANK or not 0 <= label < classes for label in text):
+        texts[n, : len(text)] = text
+        if len(text) and not (min(text) > BLANK and max(text) < classes):
             raise ValueError(f"labels of sample {n} must be classes 1 to {classes - 1}: {list(text)}")
-        states[n, 1 : 2 * len(text) : 2] = text
-    return states, lengths
-
-
-def _emissions(log_probs: LogProbs, states: NDArray[np.intp]) -> Floats:
-    """Return each frame's log-probability of each state's class, (T, N, S)."""
-    return np.take_along_axis(log_probs, states[None], axis=2).astype(np.float64)
-
-
-def _forward(emissions: Floats, states: NDArray[np.intp]) -> Floats:
-    """Return the forward variable, (T, N, S): every way to begin and be in a state at a frame, in logarithms."""
-    samples, width = states.shape
-    start = np.full((samples, width), -np.inf)
-    start[:, :2] = 0.0
-    return _recursion(emissions, states, start)
-
-
-def _backward(emissions: Floats, states: NDArray[np.intp], lengths: NDArray[np.intp]) -> Floats:
-    """Return the backward variable, (T, N, S): every way to go on from a state at a frame to the text's end."""
-    place = np.arange(states.shape[1])[None, :]
-    end = np.where((place == 2 * lengths[:, None]) | (place == 2 * lengths[:, None] - 1), 0.0, -np.inf)
-    return _recursion(emissions[::-1, :, ::-1], states[:, ::-1], end[:, ::-1])[::-1, :, ::-1]
-
-
-def _recursion(emissions: Floats, states: NDArray[np.intp], start: Floats) -> Floats:
-    skips = np.zeros(states.shape, bool)  # a blank between two different labels may be left out
-    skips[:, 2:] = (states[:, 2:] != BLANK) & (states[:, 2:] != states[:, :-2])
-    variables = np.empty(emissions.shape)
-    variables[0] = start + emissions[0]
-    for t in range(1, len(emissions)):
-        previous = variables[t - 1]
-        reach = previous.copy()
-        reach[:, 1:] = np.logaddexp(reach[:, 1:], previous[:, :-1])
-        reach[:, 2:] = np.where(skips[:, 2:], np.logaddexp(reach[:, 2:], previous[:, :-2]), reach[:, 2:])
-        variables[t] = reach + emissions[t]
-    return variables
-
-
-def _ends(last: Floats, lengths: NDArray[np.intp]) -> Floats:
-    """Return the log-probability of having read the whole text: in its last blank or its last label."""
-    sample = np.arange(len(lengths))
-    in_label = np.where(lengths > 0, last[sample, np.maximum(2 * lengths - 1, 0)], -np.inf)
-    return np.asarray(np.logaddexp(last[sample, 2 * lengths], in_label))
+    return texts, lengths

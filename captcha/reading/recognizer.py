@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from captcha.reading.ctc import beam_search_decode, character_confidences, greedy_decode, text_log_probability
+from captcha.reading.ctc import beam_search_decode, greedy_decode, text_and_character_probabilities
 from captcha.reading.engine import MODEL_FILES, Engine, Precision, RecognizerError, int8_is_fast, onnx_runtime
 from captcha.reading.images import Image, ImageError, ImageSource, load_image, padded_width, resize_to_height, stack
 from captcha.reading.stopping import stop_if_unwanted
@@ -181,9 +181,9 @@ class Recognizer:
     ) -> list[Reading]:
         """Return what log_probs (T, N, C) say, with the exact CTC probability of each text."""
         labels = greedy_decode(log_probs) if decoder == "greedy" else beam_search_decode(log_probs, beam_width)
+        log_probabilities, characters = text_and_character_probabilities(log_probs, labels)
         # Rounding in the model's float32 can lift a certain text a little above 1.
-        confidences = np.minimum(np.exp(text_log_probability(log_probs, labels)), 1.0)
-        characters = character_confidences(log_probs, labels)
+        confidences = np.exp(np.minimum(log_probabilities, 0.0))
         return [
             Reading(self.vocabulary.decode(text), float(confidence), shares)
             for text, confidence, shares in zip(labels, confidences, characters, strict=True)

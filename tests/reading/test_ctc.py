@@ -14,6 +14,7 @@ from captcha.reading.ctc import (
     character_confidences,
     frames_needed,
     greedy_decode,
+    text_and_character_probabilities,
     text_log_probability,
 )
 from captcha.reading.vocabulary import BLANK
@@ -197,6 +198,87 @@ def test_character_confidence_is_the_share_among_all_replacements(case: tuple[in
                 same = np.repeat(log_probs[:, n : n + 1], len(replaced), axis=1)
                 share = np.exp(text_log_probability(same, replaced))
                 assert confidence == pytest.approx(share[text[i] - 1] / share.sum(), rel=1e-9)
+
+
+def log_probability_by_frames(log_probs: Array, labels: list[int]) -> float:
+    """The forward algorithm of one sample, (T, C), state by state in logarithms."""
+    states = [BLANK, *(state for label in labels for state in (label, BLANK))]
+    ways = [0.0] + [-np.inf] * (len(states) - 1)  # before the first frame
+    for frame in log_probs.astype(np.float64):
+        before = ways
+        ways = []
+        for s, state in enumerate(states):
+            joins = s > 1 and state != BLANK and state != states[s - 2]
+            from_states = before[s - (2 if joins else min(s, 1)) : s + 1]
+            ways.append(float(np.logaddexp.reduce(from_states) + frame[state]))
+    return float(np.logaddexp.reduce(ways[-2:]))
+
+
+def shares_by_replacing(log_probs: Array, labels: list[int]) -> list[float]:
+    """Each character's share of one sample, (T, C), from the texts with every character in its place."""
+    shares = []
+    for i, label in enumerate(labels):
+        replaced = [
+            log_probability_by_frames(log_probs, [*labels[:i], c, *labels[i + 1 :]])
+            for c in range(1, log_probs.shape[1])
+        ]
+        possible = replaced[label - 1] > -np.inf
+        shares.append(float(np.exp(replaced[label - 1] - np.logaddexp.reduce(replaced))) if possible else 0.0)
+    return shares
+
+
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 3), st.integers(2, 5), st.integers(0, 2**32 - 1)),
+    st.sampled_from([0.1, 1.5, 30.0, 1e3, 1e5]),
+    st.sampled_from([0.0, 0.2]),
+    st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_probability_is_that_of_the_sums_in_logarithms(
+    case: tuple[int, int, int, int], sharpness: float, impossible: float, as_read: bool
+) -> None:
+    frames, samples, classes, seed = case
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(frames, samples, classes)) * sharpness
+    log_probs = (logits - np.logaddexp.reduce(logits, axis=2, keepdims=True)).astype(np.float32)
+    log_probs[random.random(log_probs.shape) < impossible] = -np.inf
+    labels = [random.integers(1, classes, size=random.integers(0, 6)).tolist() for _ in range(samples)]
+    if as_read:
+        labels = greedy_decode(log_probs)
+
+    found, shares = text_and_character_probabilities(log_probs, labels)
+
+    expected = [log_probability_by_frames(log_probs[:, n], text) for n, text in enumerate(labels)]
+    np.testing.assert_allclose(found, expected, rtol=1e-15, atol=1e-9)
+    np.testing.assert_allclose(text_log_probability(log_probs, labels), expected, rtol=1e-15, atol=1e-9)
+    for n, text in enumerate(labels):
+        np.testing.assert_allclose(shares[n], shares_by_replacing(log_probs[:, n], text), rtol=1e-9, atol=1e-9)
+
+
+def test_a_text_far_below_the_smallest_float_has_its_probability_beside_a_certain_one() -> None:
+    # 300 frames of e^-5 at each but the last, which alone can be the label.
+    log_probs = np.full((300, 2, 3), -5.0, np.float32)
+    log_probs[:, 1] = [0.0, -800.0, -800.0]
+    log_probs[-1] = [-900.0, 0.0, -np.inf]
+
+    found, shares = text_and_character_probabilities(log_probs, [[1, 2, 1], [1]])
+
+    assert found[0] == pytest.approx(log_probability_by_frames(log_probs[:, 0], [1, 2, 1]), abs=1e-9)
+    assert found[1] == pytest.approx(0, abs=1e-9)
+    assert shares[0] == pytest.approx(shares_by_replacing(log_probs[:, 0], [1, 2, 1]), abs=1e-9)
+    assert shares[1] == pytest.approx([1])
+
+
+@pytest.mark.parametrize("samples", [1, 40])
+def test_many_frames_in_several_parts_are_as_one_by_one(samples: int) -> None:
+    log_probs = random_log_probs(150, samples, 40, seed=5, sharpness=6)
+    labels = [text[: 3 + n % 5] for n, text in enumerate(greedy_decode(log_probs))]
+
+    found, shares = text_and_character_probabilities(log_probs, labels)
+
+    n = samples - 1
+    assert found[n] == pytest.approx(log_probability_by_frames(log_probs[:, n], labels[n]), abs=1e-9)
+    assert shares[n] == pytest.approx(shares_by_replacing(log_probs[:, n], labels[n]), rel=1e-9)
 
 
 def test_long_improbable_texts_lose_no_precision() -> None:
