@@ -41,8 +41,11 @@ from captcha.reading.limits import (
     MAX_REQUEST_PIXELS,
     MAX_ROWS,
 )
-from captcha.reading.recognizer import ARTIFACT, Decoder, Recognizer
+from captcha.reading.recognizer import ARTIFACT, COLUMNS_AT_ONCE, Decoder, Recognizer
 from captcha.reading.stopping import StoppedError, deadline, stop_if_unwanted
+
+COLUMNS_KEPT = 2 * COLUMNS_AT_ONCE
+"""Columns of a request's resized images that are kept between check and reading: 3 MB at a height of 64."""
 
 
 class RequestError(MlflowException):
@@ -123,11 +126,16 @@ class CaptchaModel(PythonModel):
 
 
 class _Rows(Sequence[Image]):
-    """The images of a request's rows, resized; decoded anew each time, so that memory does not grow with the rows."""
+    """The images of a request's rows, resized.
+
+    The first COLUMNS_KEPT are those that `check` decoded; the others are decoded anew, so that memory does not grow
+    with the rows.
+    """
 
     def __init__(self, values: "pd.Series[Any]", height: int) -> None:
         self.values = list(values)
         self.height = height
+        self.kept: dict[int, Image] = {}
 
     def __len__(self) -> int:
         return len(self.values)
@@ -139,7 +147,8 @@ class _Rows(Sequence[Image]):
     def __getitem__(self, row: int | slice) -> Image | Sequence[Image]:
         if isinstance(row, slice):
             return [self[each] for each in range(len(self))[row]]
-        return resize_to_height(_image(self.values[row]), self.height)
+        kept = self.kept.pop(row, None)
+        return resize_to_height(_image(self.values[row]), self.height) if kept is None else kept
 
     def check(self, beam_width: int | None) -> None:
         """Decode each image once; None stands for the greedy decoder.
@@ -151,7 +160,8 @@ class _Rows(Sequence[Image]):
         for row, value in enumerate(self.values):
             stop_if_unwanted()
             try:
-                height, width = _image(value).shape[:2]
+                image = _image(value)
+                height, width = image.shape[:2]
                 asked = self._columns(width, height)
             except ImageError as error:
                 problems.append(f"row {row}: {error}")
@@ -161,6 +171,9 @@ class _Rows(Sequence[Image]):
             for bound, given, what in self._bounds(pixels, columns, beam_width):
                 if given > bound:
                     raise RequestError(f"the first {row + 1} rows have {given} {what}, one request may have {bound}")
+            if columns <= COLUMNS_KEPT and not problems:
+                self.kept[row] = resize_to_height(image, self.height)
+            del image  # it may be large: not beside the next
         if problems:
             more = f"; and {len(problems) - 3} rows more" if len(problems) > 3 else ""
             raise RequestError("; ".join(problems[:3]) + more + " (the first row is row 0)")

@@ -492,6 +492,31 @@ def test_rows_that_ask_for_too_much_together_are_refused_before_any_is_read(
     assert caught.value.get_http_status_code() == 400
 
 
+def test_an_image_is_decoded_twice_only_beyond_the_columns_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[bytes] = []
+
+    def decode_image(data: bytes) -> NDArray[np.uint8]:
+        decoded.append(data)
+        return images.decode_image(data)
+
+    def shade(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        log_probs = np.full((1, len(batch), 4), -9.0, np.float32)
+        log_probs[0, np.arange(len(batch)), batch[:, 0, 0, 0] // 85] = 0
+        return log_probs
+
+    captcha_model = CaptchaModel()
+    monkeypatch.setattr(captcha_model, "recognizer", Recognizer(shade, Vocabulary("abc"), HEIGHT), raising=False)
+    monkeypatch.setattr("captcha.reading.serving.decode_image", decode_image)
+    monkeypatch.setattr("captcha.reading.serving.COLUMNS_KEPT", 4 * 20)
+    files = [png("", np.full((HEIGHT, 20), shade, np.uint8)) for shade in (0, 85, 170, 255, 170, 85)]
+
+    for count, twice in ((4, 0), (6, 2)):
+        decoded.clear()
+        answer = captcha_model.predict(None, pd.DataFrame({"image": files[:count]}))
+        assert answer["text"].tolist() == ["", "a", "b", "c", "b", "a"][:count]
+        assert decoded == files[:count] + files[4 : 4 + twice]
+
+
 def unread(monkeypatch: pytest.MonkeyPatch) -> CaptchaModel:
     """The model with a recogniser that must not be asked."""
     captcha_model = CaptchaModel()
