@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from captcha import CaptchaError
 from captcha.reading.images import Image
+from captcha.reading.limits import THREADS
 
 Precision = Literal["fp32", "int8"]
 Engine = Literal["auto", "fp32", "int8"]
@@ -57,7 +58,7 @@ def onnx_runtime(model: bytes, path: Path) -> Callable[[Image], NDArray[np.float
     """
     options = onnxruntime.SessionOptions()
     # A server reads in several threads of its own: few for each model, and none that waits by spinning.
-    options.intra_op_num_threads = min(4, os.cpu_count() or 1)
+    options.intra_op_num_threads = min(THREADS, os.cpu_count() or 1)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.use_deterministic_compute = True
     try:

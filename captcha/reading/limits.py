@@ -41,6 +41,7 @@ MAX_REQUEST_COLUMNS = _limit("CAPTCHA_MAX_REQUEST_COLUMNS", 1024 * 512)
 MAX_BEAM_WIDTH = _limit("CAPTCHA_MAX_BEAM_WIDTH", 100)
 MAX_BEAM_COLUMNS = _limit("CAPTCHA_MAX_BEAM_COLUMNS", 1024 * 512 * 10)  # columns times beam_width
 DEADLINE = _limit("CAPTCHA_DEADLINE", 60)  # seconds
+THREADS = _limit("CAPTCHA_THREADS", 4)  # of the model for one request, where there are as many cores
 
 # Of the server in front of the model, `captcha serve`.
 MAX_BODY = _limit("CAPTCHA_MAX_BODY", 10 * 2**20)  # bytes of one request

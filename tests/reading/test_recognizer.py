@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx.parser
+import onnxruntime  # type: ignore[import-untyped]
 import PIL.Image
 import pytest
 from numpy.typing import NDArray
@@ -276,6 +277,25 @@ def test_an_unknown_decoder_is_refused() -> None:
         recognizer.read([draw("a")], decoder="best")  # type: ignore[call-overload]
     with pytest.raises(RecognizerError, match="beam_width must be at least 1"):
         recognizer.read([draw("a")], decoder="beam", beam_width=0)
+
+
+@pytest.mark.parametrize(("threads", "cores", "used"), [(1, 8, 1), (3, 8, 3), (4, 2, 2)])
+def test_the_model_has_the_threads_of_the_setting_but_no_more_than_cores(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int, cores: int, used: int
+) -> None:
+    asked: list[int] = []
+
+    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def __init__(self, model: bytes, options: onnxruntime.SessionOptions, providers: list[str]) -> None:
+            asked.append(options.intra_op_num_threads)
+            super().__init__(model, options, providers=providers)
+
+    monkeypatch.setattr("captcha.reading.recognizer.THREADS", threads)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+
+    assert Recognizer.load(folder).read(draw("abc")).text == "abc"
+    assert asked == [used]
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "recognizer.json"])
