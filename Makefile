@@ -1,15 +1,16 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PEERS := build/bench/.installed
 
 # What `make train` runs. Any other job: make train PARAMETERS="-P data=../images -P epochs=50"
 PARAMETERS ?= -P backbone=compact -P epochs=6
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock licences sbom train test slow fuzz docs ui clean
+.PHONY: help install lock licences sbom train test slow fuzz bench docs ui clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
 $(INSTALLED): pyproject.toml requirements.lock
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -43,7 +44,7 @@ test: $(INSTALLED) ## every check: format, lint, types, import layers, security,
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml captcha docs
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml captcha docs benchmarks
 	$(BIN)/python -m pytest
 
 slow: $(INSTALLED) ## whole jobs as real processes (minutes)
@@ -52,6 +53,15 @@ slow: $(INSTALLED) ## whole jobs as real processes (minutes)
 fuzz: $(INSTALLED) ## look for files and requests that break the reader, SECONDS each (900)
 	nice -n 19 $(BIN)/python -m tests.hostile.fuzz_images -max_total_time=$(or $(SECONDS),900)
 	nice -n 19 $(BIN)/python -m tests.hostile.fuzz_requests -max_total_time=$(or $(SECONDS),900)
+
+# What others use, in an environment of its own.
+$(PEERS): benchmarks/peers.txt
+	"$(PYTHON)" -m venv build/bench/venv
+	build/bench/venv/bin/python -m pip install --disable-pip-version-check --quiet -r benchmarks/peers.txt
+	@touch $@
+
+bench: $(INSTALLED) $(PEERS) ## speed and exact match beside ddddocr and captcha-whisperer, into docs/benchmarks (MODELS="NAME=MODEL …" BENCH_DATA=DIR)
+	$(BIN)/python -m benchmarks.bench $(MODELS) $(if $(BENCH_DATA),--data "$(BENCH_DATA)") $(OPTIONS)
 
 docs: $(INSTALLED) ## take the pictures in docs/ anew, of runs trained for it or of those at RUNS=TRACKING_URI
 	$(BIN)/python docs/screenshots.py $(RUNS)
