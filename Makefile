@@ -7,7 +7,7 @@ PEERS := build/bench/.installed
 PARAMETERS ?= -P backbone=compact -P epochs=6
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock licences sbom train test slow fuzz bench docs ui clean
+.PHONY: help install lock licences sbom train test slow fuzz bench bench-training docs ui clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -62,6 +62,9 @@ $(PEERS): benchmarks/peers.txt
 
 bench: $(INSTALLED) $(PEERS) ## speed and exact match beside ddddocr and captcha-whisperer, into docs/benchmarks (MODELS="NAME=MODEL …" BENCH_DATA=DIR)
 	$(BIN)/python -m benchmarks.bench $(MODELS) $(if $(BENCH_DATA),--data "$(BENCH_DATA)") $(OPTIONS)
+
+bench-training: $(INSTALLED) $(PEERS) ## time to 99 % on the images in CAPTCHA_DATA, beside the net of Keras's captcha_ocr (an hour or more)
+	$(BIN)/python -m benchmarks.training "$(CAPTCHA_DATA)" $(OPTIONS)
 
 docs: $(INSTALLED) ## take the pictures in docs/ anew, of runs trained for it or of those at RUNS=TRACKING_URI
 	$(BIN)/python docs/screenshots.py $(RUNS)

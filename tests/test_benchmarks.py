@@ -1,5 +1,6 @@
 """What the benchmark makes of its rounds, and that a contestant answers as the controller asks. Nothing is timed."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 from benchmarks import report
-from benchmarks.bench import Entry, Results, Worker, images_of, model_named, right_of, written
+from benchmarks.bench import BenchError, Entry, Results, Worker, images_of, model_named, right_of, written
 from benchmarks.report import Contestant, Spread
-from captcha.data.samples import Sample
+from benchmarks.training import Training, ratio, trained, write_split
+from captcha.data.samples import Sample, unit_hash
 from captcha.reading.recognizer import Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
+from captcha.settings import TrainSettings
 from captcha.training.export import to_onnx
 from captcha.training.model import Crnn
 
@@ -143,3 +146,43 @@ def test_few_images_are_chosen_over_the_whole_folder(tmp_path: Path, write_image
     samples, left_out = images_of(tmp_path, [model], 3)
     assert [sample.name for sample in samples] == ["a0.png", "a3.png", "a6.png"]
     assert left_out == 0
+
+
+def training_that_prints(*exact_matches: float, then: str = "") -> Training:
+    lines = [{"epoch": n, "seconds": 10.0 * n, "exact_match": match} for n, match in enumerate(exact_matches, 1)]
+    printed = "\n".join(map(json.dumps, [{"parameters": 5}, *lines]))
+    script = f"import time; print({printed!r}, flush=True); {then}"
+    return trained([sys.executable, "-c", script], target=0.99, minutes=0.05)
+
+
+def test_a_training_is_ended_at_its_first_epoch_at_the_target() -> None:
+    found = training_that_prints(0.5, 0.99, 0.7, then="time.sleep(600)")
+    assert found == Training([10.0, 20.0], [0.5, 0.99], 0.99, 5)
+    assert str(found) == "20 s, 2 epochs"
+
+
+def test_a_training_that_does_not_reach_the_target_is_ended_and_shown_with_a_greater_sign() -> None:
+    ours, keras = training_that_prints(0.99), training_that_prints(0.2, 0.8, 0.7, then="time.sleep(600)")
+    assert str(keras) == "> 30 s, 3 epochs; at best 80.0%"
+    assert ratio(ours, keras) == "< 0.333"
+    assert ratio(ours, training_that_prints(0.2, 1.0)) == "0.500"
+    assert ratio(keras, ours) == "not known"
+
+
+def test_a_training_that_fails_is_named() -> None:
+    with pytest.raises(BenchError, match="no epoch"):
+        trained([sys.executable, "-c", "raise SystemExit(1)"], target=0.99, minutes=1)
+
+
+def test_both_trainings_are_given_the_split_of_the_seed(tmp_path: Path, write_image: Callable[..., Path]) -> None:
+    names = [f"{a}{b}{c}" for a in "abcd" for b in "efgh" for c in "23"]
+    for name in names:
+        write_image(tmp_path / "images" / f"{name}.png", width=64)
+    file = tmp_path / "split.json"
+    sizes = write_split(TrainSettings(data=str(tmp_path / "images"), backbone="compact", seed=1), file)
+    written_down = json.loads(file.read_text())
+    train, validation = ([text for _, text in written_down[side]] for side in ("train", "validation"))
+    assert (len(train), len(validation)) == sizes
+    assert sorted(train) == [name for name in names if unit_hash(1, name) < 0.8]
+    assert sorted(validation) == [name for name in names if 0.8 <= unit_hash(1, name) < 0.9]
+    assert all(Path(path).stem == text for path, text in written_down["train"])
