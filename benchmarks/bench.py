@@ -88,7 +88,6 @@ class Worker:
             [*command, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )

@@ -81,7 +81,7 @@ def trained(command: Sequence[str], target: float, minutes: float) -> Training:
         process.kill()
         process.communicate()
     if not seconds:
-        raise BenchError(f"no epoch of {' '.join(command)} ended: run it by hand to see why")
+        raise BenchError(f"no epoch of {' '.join(command)} ended, see above")
     return Training(seconds, matches, target, parameters)
 
 
