@@ -341,7 +341,7 @@ def compare(entries: Sequence[Entry], samples: Sequence[Sample], rounds: int, se
                 results.rounds[threads] = measure(running, files, rounds, seconds)
         done = len(next(iter(results.rounds[threads][MEASURES[0]].values())))
         results.notes.append(
-            f"{threads} {'thread' if threads == 1 else 'threads'}: {done} rounds; meanwhile other processes took "
+            f"Rounds with {threads} {'thread' if threads == 1 else 'threads'}: {done}; meanwhile other processes took "
             f"{share[0]:.0%} of the processors."
         )
     return results

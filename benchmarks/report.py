@@ -121,7 +121,7 @@ def target_table(found: Sequence[Verdict], images: int) -> str:
             f"≥ {each.target:g}",
             str(each.ratio),
             f"{_share(each.contestant.right, images)}; {each.baseline.name} {_share(each.baseline.right, images)}",
-            "yes" if each.reached else "no",
+            ("yes" if each.reached else "no") + ("" if each.contestant.right is not None else ", by speed alone"),
         ]
         for each in found
     ]
@@ -141,7 +141,8 @@ def speed_table(rounds: Mapping[str, Rounds], measures: Sequence[str], baseline:
         row = [name]
         for measure in measures:
             seconds = rounds[measure]
-            row += [str(images_per_second(seconds[name])), str(times_faster(seconds[name], seconds[baseline]))]
+            times = "1" if name == baseline else str(times_faster(seconds[name], seconds[baseline]))
+            row += [str(images_per_second(seconds[name])), times]
         rows.append(row)
     return table(["images a second", *(each for measure in measures for each in (measure, "times"))], rows)
 
