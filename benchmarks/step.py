@@ -11,7 +11,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -58,7 +58,7 @@ class Stopwatch:
     """Seconds within each part, less those within the parts that it calls."""
 
     def __init__(self) -> None:
-        self.spent: Counter[str] = Counter()
+        self.spent: dict[str, float] = defaultdict(float)
         self._inner: list[float] = []
 
     @contextmanager
@@ -84,7 +84,7 @@ class Stopwatch:
         return timed
 
 
-def measure(settings: TrainSettings, steps: int) -> tuple[list[Counter[str]], Counter[str]]:
+def measure(settings: TrainSettings, steps: int) -> tuple[list[dict[str, float]], dict[str, float]]:
     """Return the seconds of each part in each step after the warm-up, and of what is beside them, spread over them."""
     sources = train.parse_sources(settings)
     split = train.split_of(settings, sources)
@@ -96,7 +96,7 @@ def measure(settings: TrainSettings, steps: int) -> tuple[list[Counter[str]], Co
     full = train.schedule_of(split, 2, settings.batch_size, settings.learning_rate, settings.patience, recipe.DEFAULT)
     watch, found = Stopwatch(), []
     calls: dict[str, Stopwatch] = {name: Stopwatch() for _, _, name, _ in BESIDE}
-    counts: Counter[str] = Counter()
+    counts: dict[str, float] = defaultdict(float)
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -111,7 +111,7 @@ def measure(settings: TrainSettings, steps: int) -> tuple[list[Counter[str]], Co
                 batch = next(row)
             yield batch
             found.append(watch.spent)  # the loop asks for the next batch once the step is done
-            watch.spent = Counter()
+            watch.spent = defaultdict(float)
 
     from_step = Batches.from_step
     with ExitStack() as patches:
@@ -122,7 +122,7 @@ def measure(settings: TrainSettings, steps: int) -> tuple[list[Counter[str]], Co
         patches.enter_context(patch.object(Batches, "from_step", lambda self, step: waited_for(from_step(self, step))))
         with tracked_run("step"):
             train.fit(model, batches, split, schedule, train.Control(), keep_last=True)
-    beside: Counter[str] = Counter()
+    beside: dict[str, float] = defaultdict(float)
     for part, _, name, often in BESIDE:
         beside[part] += calls[name].spent[name] / counts[name] * often / full.steps_per_epoch
     return found[WARM_UP:], beside
