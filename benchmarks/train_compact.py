@@ -39,14 +39,18 @@ def main(data: str, seed: int) -> None:
     batches = batches_of(sources, split, settings.batch_size, settings.seed, settings.height, vocabulary)
     state = TrainingState(model.to(choose_device()).to(memory_format=torch.channels_last), recipe)
     parameters = sum(each.numel() for each in model.parameters())
-    started = 0.0
+    started = began = 0.0
     for result in train_epochs(state, batches, split.validation, schedule):
         if result.epoch == 0:  # untrained: the first step comes next
-            started = time.perf_counter()
+            started, began = time.perf_counter(), time.process_time()
             print(json.dumps({"parameters": parameters}), flush=True)
             continue
-        seconds = time.perf_counter() - started
-        line = {"epoch": result.epoch, "seconds": seconds, "exact_match": result.validation.exact_match}
+        line = {
+            "epoch": result.epoch,
+            "seconds": time.perf_counter() - started,
+            "processor_seconds": time.process_time() - began,
+            "exact_match": result.validation.exact_match,
+        }
         print(json.dumps(line), flush=True)
 
 

@@ -42,6 +42,8 @@ class Training:
     """On the validation images, after each epoch."""
     target: float
     parameters: int
+    processor_seconds: float
+    """What it has had of a processor in all: wall time without what other processes took."""
 
     @property
     def reached(self) -> bool:
@@ -49,7 +51,7 @@ class Training:
         return self.exact_match[-1] >= self.target
 
     def __str__(self) -> str:
-        took = f"{self.seconds[-1]:.0f} s, {len(self.seconds)} epochs"
+        took = f"{self.seconds[-1]:.0f} s ({self.processor_seconds:.0f} s), {len(self.seconds)} epochs"
         return took if self.reached else f"> {took}; at best {max(self.exact_match):.1%}"
 
 
@@ -62,7 +64,7 @@ def trained(command: Sequence[str], target: float, minutes: float) -> Training:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=_one_thread())
     over = threading.Timer(60 * minutes, process.kill)
     over.start()
-    seconds, matches, parameters = [], [], 0
+    seconds, matches, parameters, processor_seconds = [], [], 0, 0.0
     try:
         assert process.stdout
         for line in process.stdout:
@@ -71,6 +73,7 @@ def trained(command: Sequence[str], target: float, minutes: float) -> Training:
             if "epoch" in said:
                 seconds.append(said["seconds"])
                 matches.append(said["exact_match"])
+                processor_seconds = said["processor_seconds"]
                 print(
                     f"  epoch {said['epoch']:3}  {said['seconds']:6.0f} s  {said['exact_match']:.1%}", file=sys.stderr
                 )
@@ -82,7 +85,7 @@ def trained(command: Sequence[str], target: float, minutes: float) -> Training:
         process.communicate()
     if not seconds:
         raise BenchError(f"no epoch of {' '.join(command)} ended, see above")
-    return Training(seconds, matches, target, parameters)
+    return Training(seconds, matches, target, parameters, processor_seconds)
 
 
 def _one_thread() -> dict[str, str]:
@@ -102,10 +105,14 @@ def write_split(settings: TrainSettings, file: Path) -> tuple[int, int]:
 
 
 def ratio(ours: Training, keras: Training) -> str:
-    """Return ours as a share of the time of Keras's: at most that where Keras's did not reach the target."""
+    """Return ours as a share of Keras's time and, in brackets, of its time on the processor.
+
+    It is at most that where Keras's did not reach the target.
+    """
     if not ours.reached:
         return "not known"
-    return f"{'' if keras.reached else '< '}{ours.seconds[-1] / keras.seconds[-1]:.3f}"
+    shares = ours.seconds[-1] / keras.seconds[-1], ours.processor_seconds / keras.processor_seconds
+    return "{}{:.3f} ({:.3f})".format("" if keras.reached else "< ", *shares)
 
 
 def table(found: Mapping[int, tuple[Training, Training]]) -> str:
@@ -181,7 +188,8 @@ def main() -> None:
             f"compact` trains it, without MLflow's logging, and the net and recipe of Keras's example captcha_ocr "
             f"({parameters[1]:,} parameters), on {data.name}: {'; '.join(sizes)} images to train on and to validate "
             f"with, the same for both. One thread each, in turn. The time is that from the first step to the first "
-            f"epoch whose validation shows {asked.target:.0%}, validation included; a training that has not reached "
+            f"epoch whose validation shows {asked.target:.0%}, validation included, and in brackets the time on the "
+            f"processor, which other processes on the machine do not lengthen; a training that has not reached "
             f"it after {asked.minutes:g} minutes or {KERAS_EPOCHS} epochs of Keras's is shown with >.",
             "![Exact match over the time of training](training.png)",
             table(found),

@@ -149,7 +149,10 @@ def test_few_images_are_chosen_over_the_whole_folder(tmp_path: Path, write_image
 
 
 def training_that_prints(*exact_matches: float, then: str = "") -> Training:
-    lines = [{"epoch": n, "seconds": 10.0 * n, "exact_match": match} for n, match in enumerate(exact_matches, 1)]
+    lines = [
+        {"epoch": n, "seconds": 10.0 * n, "processor_seconds": 9.0 * n, "exact_match": match}
+        for n, match in enumerate(exact_matches, 1)
+    ]
     printed = "\n".join(map(json.dumps, [{"parameters": 5}, *lines]))
     script = f"import time; print({printed!r}, flush=True); {then}"
     return trained([sys.executable, "-c", script], target=0.99, minutes=0.05)
@@ -157,15 +160,15 @@ def training_that_prints(*exact_matches: float, then: str = "") -> Training:
 
 def test_a_training_is_ended_at_its_first_epoch_at_the_target() -> None:
     found = training_that_prints(0.5, 0.99, 0.7, then="time.sleep(600)")
-    assert found == Training([10.0, 20.0], [0.5, 0.99], 0.99, 5)
-    assert str(found) == "20 s, 2 epochs"
+    assert found == Training([10.0, 20.0], [0.5, 0.99], 0.99, 5, 18.0)
+    assert str(found) == "20 s (18 s), 2 epochs"
 
 
 def test_a_training_that_does_not_reach_the_target_is_ended_and_shown_with_a_greater_sign() -> None:
     ours, keras = training_that_prints(0.99), training_that_prints(0.2, 0.8, 0.7, then="time.sleep(600)")
-    assert str(keras) == "> 30 s, 3 epochs; at best 80.0%"
-    assert ratio(ours, keras) == "< 0.333"
-    assert ratio(ours, training_that_prints(0.2, 1.0)) == "0.500"
+    assert str(keras) == "> 30 s (27 s), 3 epochs; at best 80.0%"
+    assert ratio(ours, keras) == "< 0.333 (0.333)"
+    assert ratio(ours, training_that_prints(0.2, 1.0)) == "0.500 (0.500)"
     assert ratio(keras, ours) == "not known"
 
 
