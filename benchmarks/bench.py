@@ -36,11 +36,13 @@ from captcha.data.samples import ImageMemory, Sample
 from captcha.data.seen import SeenPixels
 from captcha.data.sources import parse_folder
 from captcha.jobs.draw import draw
+from captcha.reading.engine import MODEL_FILES, Precision
+from captcha.reading.images import load_image
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.tracking.models import WEIGHTS_FILE, WEIGHTS_FOLDER, download, load_parent
 from captcha.tracking.runs import connect
 from captcha.training.checkpoint import Checkpoint
-from captcha.training.export import to_onnx
+from captcha.training.export import to_int8, to_onnx
 from captcha.training.model import Crnn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +53,9 @@ DRAWN_STYLE, DRAWN_IMAGES, DRAWN_SEED = "kaptcha", 500, 0
 TRAINED = ["--backbone", "compact", "--epochs", "6"]
 """Options of the training where no model is named: those of `make train`."""
 
-ENGINES = ("fp32", "int8")
+UNTRAINED, CALIBRATION_IMAGES = ("student", "resnet18"), 16
+"""What is measured untrained, for its speed alone, where no such model is named."""
+
 THREADS = (1, 2)
 ASKED = {
     report.MODEL_ONE: ("model", 1, 16),
@@ -221,7 +225,7 @@ def own(model: Model, folder: Path) -> list[Entry]:
             engine,
             str(model.recognizer),
         )
-        for engine in ENGINES
+        for engine in MODEL_FILES
     ]
     if model.weights:
         weights = folder / f"{model.name}.safetensors"
@@ -231,18 +235,25 @@ def own(model: Model, folder: Path) -> list[Entry]:
     return entries
 
 
-def _megabytes(recognizer: Path, engine: str) -> float:
-    file = recognizer / {"fp32": "model.onnx", "int8": "model.int8.onnx"}[engine]
+def _megabytes(recognizer: Path, engine: Precision) -> float:
+    file = recognizer / MODEL_FILES[engine]
     return file.stat().st_size / 1e6 if file.exists() else 0.0
 
 
-def untrained(backbone: str, like: Path, folder: Path) -> list[Entry]:
-    """Return an untrained model of this backbone, for its speed alone; vocabulary and height are of a recogniser."""
+def untrained(backbone: str, like: Path, images: Sequence[Path], folder: Path) -> list[Entry]:
+    """Return an untrained model of this backbone, for its speed alone.
+
+    Args:
+        backbone: its name.
+        like: a recogniser that has the vocabulary and the height.
+        images: files to calibrate int8 with.
+        folder: new.
+    """
     recognizer = Recognizer.load(like)
     onnx = to_onnx(Crnn(backbone, recognizer.vocabulary, recognizer.height))
-    save_recognizer(folder, onnx, recognizer.vocabulary, recognizer.height)
-    contestant = Contestant(f"{backbone} fp32", backbone, True, _megabytes(folder, "fp32"))
-    return [Entry(contestant, Path(sys.executable), "fp32", str(folder), trained=False)]
+    int8 = to_int8(onnx, recognizer.height, [load_image(image) for image in images])
+    save_recognizer(folder, onnx, recognizer.vocabulary, recognizer.height, int8)
+    return [replace(entry, trained=False) for entry in own(Model(backbone, folder), folder)]
 
 
 def images_of(data: Path, models: Sequence[Model], most: int) -> tuple[list[Sample], int]:
@@ -452,13 +463,15 @@ def main() -> None:
         models = [model_named(name, named, folder / name) for name, named in asked.models] or [model_trained_here()]
         for model in models:
             entries += own(model, folder)
-        if "resnet18" not in [model.name for model in models]:
-            entries += untrained("resnet18", models[0].recognizer, folder / "untrained")
         data = asked.data
         if data is None:
             data = folder / "drawn"
             draw(data, DRAWN_STYLE, DRAWN_IMAGES, DRAWN_SEED)
         samples, left_out = images_of(data, models, asked.images)
+        calibration = [sample.folder / sample.name for sample in samples[:CALIBRATION_IMAGES] if sample.folder]
+        for backbone in UNTRAINED:
+            if backbone not in [model.name for model in models]:
+                entries += untrained(backbone, models[0].recognizer, calibration, folder / f"untrained-{backbone}")
         results = compare(entries, samples, asked.rounds, asked.seconds)
 
     described = f"{len(samples)} of {data.resolve().name}"
