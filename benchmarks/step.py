@@ -133,7 +133,7 @@ def table(settings: TrainSettings, steps: int) -> str:
     found, beside = measure(settings, steps)
     parts = [WAITING, *dict.fromkeys(part for part, _, _ in PARTS)]
     medians = {part: statistics.median(step[part] for step in found) for part in parts}
-    whole = statistics.median(step.total() for step in found)
+    whole = statistics.median(sum(step.values()) for step in found)
     lines = [f"{'':28}{'ms an image':>12}{'of a step':>11}"]
     for part, seconds in [*medians.items(), ("step", whole), *beside.items()]:
         lines.append(f"{part:28}{1000 * seconds / settings.batch_size:12.2f}{seconds / whole:11.1%}")
