@@ -12,8 +12,8 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -105,13 +105,14 @@ def measure(settings: TrainSettings, steps: int) -> tuple[list[dict[str, float]]
 
         return calls[name].around(name, call)
 
-    def waited_for(row: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            with watch.within(WAITING):
-                batch = next(row)
-            yield batch
-            found.append(watch.spent)  # the loop asks for the next batch once the step is done
-            watch.spent = defaultdict(float)
+    def waited_for(row: Generator[Any, None, None]) -> Iterator[Any]:
+        with closing(row):  # its workers end with it
+            while True:
+                with watch.within(WAITING):
+                    batch = next(row)
+                yield batch
+                found.append(watch.spent)  # the loop asks for the next batch once the step is done
+                watch.spent = defaultdict(float)
 
     from_step = Batches.from_step
     with ExitStack() as patches:
