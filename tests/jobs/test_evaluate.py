@@ -114,13 +114,14 @@ def test_an_evaluation_names_the_version_that_the_alias_stood_for_and_links_it(
     spy = mock.Mock(wraps=captcha.load)
     monkeypatch.setattr(captcha, "load", spy)
     outcome = evaluate(str(folder), "models:/captcha-crnn@champion")
-    assert spy.call_args_list == [mock.call("models:/captcha-crnn/1")]
+    assert spy.call_args_list == [mock.call("models:/captcha-crnn/1", "auto")]
     train("captcha-crnn", seen_of([]))  # the alias moves on
 
     run = mlflow.get_run(outcome.run_id)
     assert run.info.run_name == "evaluate v1 on striped"
     assert run.info.status == "FINISHED"
-    assert run.data.params == {"data": str(folder), "model": "models:/captcha-crnn@champion", "problems": "stop"}
+    asked = {"data": str(folder), "model": "models:/captcha-crnn@champion", "problems": "stop", "engine": "auto"}
+    assert run.data.params == asked
     whole = digest(read_samples(folder, 16)[0])
     wanted = {
         "job": "evaluate",

@@ -290,7 +290,7 @@ def test_the_model_has_the_threads_of_the_setting_but_no_more_than_cores(
             asked.append(options.intra_op_num_threads)
             super().__init__(model, options, providers=providers)
 
-    monkeypatch.setattr("captcha.reading.recognizer.THREADS", threads)
+    monkeypatch.setattr("captcha.reading.engine.THREADS", threads)
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
 

@@ -41,8 +41,8 @@ def test_a_model_learns_the_same_with_these_convolutions_as_with_plain_ones(
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     plain, ours = gradients(False), gradients(True)
-    assert len(plain) > 20
-    assert sum(type(module) is Convolution for module in model.modules()) > 9
+    assert len(plain) > 15
+    assert sum(type(module) is Convolution for module in model.modules()) >= 6
     assert not any(type(module) is nn.Conv2d for module in model.modules())
     for name, expected in plain.items():
         torch.testing.assert_close(ours[name], expected, msg=name)
