@@ -7,6 +7,7 @@ Graves et al., 2006, doi:10.1145/1143844.1143891.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,68 +51,77 @@ def beam_search_decode(log_probs: LogProbs, beam_width: int) -> list[list[int]]:
     Raises:
         ValueError: if `beam_width` is below 1.
     """
-    log_probs = _checked(log_probs)
+    exact = _checked(log_probs).astype(np.float64)
     if beam_width < 1:
         raise ValueError(f"beam_width must be at least 1, not {beam_width}")
-    _, samples, classes = log_probs.shape
-    sample = np.arange(samples)[:, None]
-    # A prefix is a node of a trie that all samples share: equal prefixes have equal numbers, however they were
-    # reached. Node 0 is the empty text, node -1 a dead beam; -2, which is no node, the parent of both.
-    parents, lasts = [-2], [BLANK]
-    children: dict[tuple[int, int], int] = {}
-    nodes = np.zeros((samples, 1), np.intp)
-    ends_in_blank = np.zeros((samples, 1))  # log probability of the prefix over alignments that end in a blank
-    ends_in_label = np.full((samples, 1), -np.inf)  # and over those that end in its last label
-
-    for frame in log_probs.astype(np.float64):
-        stop_if_unwanted()
-        width = nodes.shape[1]
-        last = np.array(lasts)[nodes]  # of a dead beam: whichever, its probability is 0 and stays so
-        parent = np.where(nodes < 0, -2, np.array(parents)[nodes])
-        extends = nodes[:, :, None] == parent[:, None, :]
-        stay_blank, stay_label, longer = _one_frame_more(frame, ends_in_blank, ends_in_label, last, extends)
-        scores = np.concatenate(
-            [np.logaddexp(stay_blank, stay_label), longer.reshape(samples, width * classes)], axis=1
-        )
-        best = _largest(scores, beam_width)
-        stays = best < width
-        origin = np.where(stays, best, (best - width) // classes)
-        label = np.where(stays, BLANK, (best - width) % classes)
-        alive = scores[sample, best] > -np.inf
-        ends_in_blank = np.where(stays, stay_blank[sample, origin], -np.inf)
-        ends_in_label = np.where(stays, stay_label[sample, origin], scores[sample, best])
-        nodes = np.where(alive, nodes[sample, origin], -1)
-        for n, k in zip(*(alive & ~stays).nonzero(), strict=True):
-            child = (int(nodes[n, k]), int(label[n, k]))
-            if child not in children:
-                children[child] = len(parents)
-                parents.append(child[0])
-                lasts.append(child[1])
-            nodes[n, k] = children[child]
-
-    return [_spell(int(node), parents, lasts) for node in nodes[:, 0]]
+    # Only how likely classes are beside one another counts, so each frame's likeliest class gets 1.
+    likeliest = exact.max(axis=2, keepdims=True)
+    np.subtract(exact, likeliest, out=exact, where=likeliest > -np.inf)
+    probs = np.exp(exact, out=exact)
+    return [_beam_search(probs[:, n], beam_width) for n in range(probs.shape[1])]
 
 
-def _one_frame_more(
-    frame: Floats, ends_in_blank: Floats, ends_in_label: Floats, last: NDArray[np.intp], extends: NDArray[np.bool_]
-) -> tuple[Floats, Floats, Floats]:
-    """Return the log-probabilities of the beam's prefixes after one frame more.
+def _beam_search(probs: Floats, beam_width: int) -> list[int]:
+    """Return the labels of the likeliest text of one sample, (T, C).
 
-    The same prefixes ending in a blank (N, K) and in their last label (N, K), and each with one label more (N, K, C).
-    `extends` (N, K, K) says which prefix is which other one with one label more.
+    In plain Python: the bounds leave so few prefixes and classes of a frame that calls of NumPy would cost more.
     """
-    sample, beam = np.arange(len(frame))[:, None], np.arange(last.shape[1])[None, :]
-    total = np.logaddexp(ends_in_blank, ends_in_label)
-    stay_blank = total + frame[:, BLANK, None]
-    stay_label = ends_in_label + frame[sample, last]
-    longer = total[:, :, None] + frame[:, None, :]
-    longer[sample, beam, last] = ends_in_blank + frame[sample, last]  # a repeated label needs a blank before it
-    longer[:, :, BLANK] = -np.inf
-    # A longer prefix that is itself in the beam: both are one text.
-    n, i, j = extends.nonzero()
-    stay_label[n, j] = np.logaddexp(stay_label[n, j], longer[n, i, last[n, j]])
-    longer[n, i, last[n, j]] = -np.inf
-    return stay_blank, stay_label, longer
+    classes = probs.shape[1]
+    # A prefix is a node of a trie: equal prefixes have equal numbers, however they were reached. Node 0 is the empty
+    # text; node -1, which is no node, its parent. A child's key is its parent's number * classes + its label.
+    parents, lasts = [-1], [BLANK]
+    children: dict[int, int] = {}
+    # The likeliest prefix first: its probability, the parts of it over alignments that end in a blank and in its last
+    # label, and its node.
+    beam = [(1.0, 1.0, 0.0, 0)]
+    for frame, highest in zip(probs, probs[:, BLANK + 1 :].max(axis=1).tolist(), strict=True):
+        stop_if_unwanted()
+        prob = frame.tolist()
+        scale = 1 / beam[0][0]  # a frame begins with 1 for the likeliest prefix
+        blank = prob[BLANK] * scale
+        kept = {prefix[3]: prefix for prefix in beam}
+        grown = []
+        for total, _, in_label, node in beam:
+            last = lasts[node]
+            parent = kept.get(parents[node])
+            if parent is not None:  # with this label more it is the same text; a repeated one needs a blank between
+                in_label += parent[1 if lasts[parent[3]] == last else 0]
+            in_blank, in_label = total * blank, in_label * prob[last] * scale
+            grown.append((in_blank + in_label, in_blank, in_label, node))
+        # What is not above the least of a full beam is not kept.
+        bound = min(grown)[0] if len(grown) >= beam_width else 0.0
+        likely = []
+        if highest > bound:
+            likely = [label for label, p in enumerate(prob) if p > bound and label != BLANK]
+            likely.sort(key=prob.__getitem__, reverse=True)
+        for place, (total, in_blank, _, node) in enumerate(beam, 1):
+            total *= scale
+            if total * highest <= bound:
+                break
+            # Whatever comes earlier, among prefixes and among classes, is likelier, but for one class a prefix, its
+            # own last one: beam_width texts are likelier than what comes after these classes.
+            for label in likely[: beam_width // place + 1]:
+                score = total * prob[label]
+                if score <= bound:
+                    break
+                if label == lasts[node]:
+                    score = in_blank * scale * prob[label]
+                key = node * classes + label
+                if score > bound and children.get(key) not in kept:
+                    grown.append((score, 0.0, score, ~key))  # a node only if it is kept
+        grown.sort(key=itemgetter(0), reverse=True)
+        if not grown[0][0]:
+            return []  # no text is possible
+        beam = grown[:beam_width]
+        if len(grown) > len(kept):
+            for k, (score, _, _, key) in enumerate(beam):
+                if key < 0:
+                    if ~key not in children:
+                        children[~key] = len(parents)
+                        parents.append(~key // classes)
+                        lasts.append(~key % classes)
+                    beam[k] = (score, 0.0, score, children[~key])
+    return _spell(beam[0][3], parents, lasts)
 
 
 def _spell(node: int, parents: Sequence[int], lasts: Sequence[int]) -> list[int]:
@@ -286,16 +296,6 @@ def _checked(log_probs: LogProbs) -> LogProbs:
     if log_probs.ndim != 3 or log_probs.shape[0] < 1 or log_probs.shape[2] < 2:
         raise ValueError(f"log_probs must be (T, N, C) with at least a frame and two classes, not {log_probs.shape}")
     return log_probs
-
-
-def _largest(scores: Floats, count: int) -> NDArray[np.intp]:
-    """Return the columns of each row's `count` largest values, the largest first."""
-    if count < scores.shape[1]:
-        columns = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
-    else:
-        columns = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(columns, order, axis=1)
 
 
 def _texts(log_probs: LogProbs, labels: Sequence[Sequence[int]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

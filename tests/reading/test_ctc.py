@@ -17,6 +17,7 @@ from captcha.reading.ctc import (
     text_and_character_probabilities,
     text_log_probability,
 )
+from captcha.reading.stopping import StoppedError, deadline
 from captcha.reading.vocabulary import BLANK
 
 Array = NDArray[np.floating[Any]]
@@ -156,6 +157,74 @@ def test_narrow_beams_keep_what_a_textbook_beam_keeps(beam_width: int, classes: 
     expected = [list(prefix_beam_search(log_probs[:, n], beam_width)) for n in range(60)]
 
     assert beam_search_decode(log_probs, beam_width) == expected
+
+
+def prefix_beam_search_in_logarithms(log_probs: Array, beam_width: int) -> list[int]:
+    """Prefix beam search of one sample, (T, C), over all pairs of a prefix and a class, in arrays of logarithms."""
+    texts: list[tuple[int, ...]] = [()]
+    in_blank, in_label = np.zeros(1), np.full(1, -np.inf)
+    for frame in log_probs.astype(np.float64):
+        total = np.logaddexp(in_blank, in_label)
+        longer = total[:, None] + frame
+        longer[:, BLANK] = -np.inf
+        for k, text in enumerate(texts):
+            if text:
+                longer[k, text[-1]] = in_blank[k] + frame[text[-1]]
+        stay_blank = total + frame[BLANK]
+        stay_label = in_label + frame[[text[-1] if text else BLANK for text in texts]]
+        for k, text in enumerate(texts):
+            if text and text[:-1] in texts:
+                longer_here = texts.index(text[:-1]), text[-1]
+                stay_label[k] = np.logaddexp(stay_label[k], longer[longer_here])
+                longer[longer_here] = -np.inf
+        scores = np.concatenate([np.logaddexp(stay_blank, stay_label), longer.ravel()])
+        best = [int(k) for k in np.argsort(-scores, kind="stable")[:beam_width] if scores[k] > -np.inf]
+        grown = [(k, 0) if k < len(texts) else divmod(k - len(texts), len(frame)) for k in best]
+        in_blank = np.array([stay_blank[k] if c == BLANK else -np.inf for k, c in grown])
+        in_label = np.array([stay_label[k] if c == BLANK else longer[k, c] for k, c in grown])
+        texts = [texts[k] if c == BLANK else (*texts[k], c) for k, c in grown]
+    return list(texts[0]) if texts else []
+
+
+@given(
+    st.tuples(st.integers(1, 50), st.integers(1, 2), st.integers(2, 12), st.integers(0, 2**32 - 1)),
+    st.integers(1, 25),
+    st.sampled_from([0.1, 0.7, 1.5, 5.0, 30.0, 1e3, 1e5]),
+    st.sampled_from([0.0, 2.0]),
+    st.sampled_from([0.0, 0.2]),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_bounds_exclude_nothing_that_a_beam_keeps(
+    case: tuple[int, int, int, int], beam_width: int, sharpness: float, blank: float, impossible: float
+) -> None:
+    frames, samples, classes, seed = case
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(frames, samples, classes)) * sharpness
+    logits[:, :, BLANK] += blank * sharpness  # as models like to read it
+    log_probs = logits - np.logaddexp.reduce(logits, axis=2, keepdims=True)
+    log_probs[random.random(log_probs.shape) < impossible] = -np.inf
+
+    expected = [prefix_beam_search_in_logarithms(log_probs[:, n], beam_width) for n in range(samples)]
+
+    assert beam_search_decode(log_probs, beam_width) == expected
+
+
+@pytest.mark.parametrize(("frames", "likelihood"), [(2000, 0.0), (50, -900.0)])
+def test_a_beam_neither_underflows_nor_overflows(frames: int, likelihood: float) -> None:
+    log_probs = random_log_probs(frames, 1, 4, seed=8, sharpness=0.3).astype(np.float64) + likelihood
+
+    assert beam_search_decode(log_probs, 5) == [prefix_beam_search_in_logarithms(log_probs[:, 0], 5)]
+
+
+def test_an_impossible_frame_leaves_a_beam_no_text() -> None:
+    log_probs = np.concatenate([certain_log_probs([1, 2], 3), np.full((1, 1, 3), -np.inf, np.float32)])
+
+    assert beam_search_decode(log_probs, 4) == [[]]
+
+
+def test_a_beam_stops_at_the_first_frame_after_its_deadline() -> None:
+    with deadline(-1), pytest.raises(StoppedError):
+        beam_search_decode(random_log_probs(3, 1, 4, seed=0), 2)
 
 
 def test_the_beam_finds_the_text_that_the_best_path_misses() -> None:
