@@ -226,17 +226,22 @@ def _forward(arithmetic: _Arithmetic, log_probs: LogProbs, texts: NDArray[np.int
     """
     plus, times, zero, one = arithmetic
     frames, samples, _ = log_probs.shape
-    states = np.full((samples, 2 * texts.shape[1] + 1), BLANK)
-    states[:, 1::2] = texts
+    states = np.full((samples, 2 + 2 * texts.shape[1] + 1), BLANK)
+    states[:, 3::2] = texts
     emissions = _written(arithmetic, log_probs[:, np.arange(samples)[:, None], states])
+    emissions[:, :, :2] = zero
     joins = np.zeros(states.shape, bool)  # a blank between two different labels may be left out
-    joins[:, 3::2] = texts[:, 1:] != texts[:, :-1]
-    variables = np.full((frames + 1, samples, states.shape[1] + 2), zero)
+    joins[:, 5::2] = texts[:, 1:] != texts[:, :-1]
+    variables = np.full((frames + 1, *states.shape), zero)
     variables[0, :, 2] = one
-    stay, step, skip = variables[:-1, :, 2:], variables[:-1, :, 1:-1], variables[:-1, :, :-2]
-    for stayed, stepped, skipped, emission, now in zip(stay, step, skip, emissions, variables[1:, :, 2:], strict=True):
+    # All samples in one row, which NumPy adds in half the time: what one sends on to the next is never emitted there.
+    rows = variables.reshape(frames + 1, -1)
+    joined = joins.reshape(-1)[2:]
+    stay, step, skip = rows[:-1, 2:], rows[:-1, 1:-1], rows[:-1, :-2]
+    emitted = emissions.reshape(frames, -1)[:, 2:]
+    for stayed, stepped, skipped, emission, now in zip(stay, step, skip, emitted, rows[1:, 2:], strict=True):
         plus(stayed, stepped, out=now)
-        plus(now, skipped, out=now, where=joins)
+        plus(now, skipped, out=now, where=joined)
         times(now, emission, out=now)
     return variables
 
