@@ -272,7 +272,8 @@ def _weights(
     from_end = np.arange(samples, 2 * samples)[:, None], mirrored
     leave_by_any, leave_by_blank = (way[::-1, *from_end] for way in (by_any, by_blank))
     # The label before a place, and the one after it, need a blank in between, if they are read at the place too.
-    around = np.pad(texts, ((0, 0), (1, 1)))
+    around = np.full((samples, places + 2), BLANK)
+    around[:, 1:-1] = texts
     left_n, left = around[:, :-2].nonzero()
     right_n, right = around[:, 2:].nonzero()
     as_left, as_right = around[left_n, left] - 1, around[right_n, right + 2] - 1
