@@ -234,14 +234,16 @@ def _forward(arithmetic: _Arithmetic, log_probs: LogProbs, texts: NDArray[np.int
     joins[:, 5::2] = texts[:, 1:] != texts[:, :-1]
     variables = np.full((frames + 1, *states.shape), zero)
     variables[0, :, 2] = one
-    # All samples in one row, which NumPy adds in half the time: what one sends on to the next is never emitted there.
+    # All samples in one row, which NumPy adds faster: what one sends on to the next is never emitted there.
     rows = variables.reshape(frames + 1, -1)
-    joined = joins.reshape(-1)[2:]
+    gate = np.where(joins, one, zero).reshape(-1)[2:]
+    skips = np.empty_like(gate)
     stay, step, skip = rows[:-1, 2:], rows[:-1, 1:-1], rows[:-1, :-2]
     emitted = emissions.reshape(frames, -1)[:, 2:]
     for stayed, stepped, skipped, emission, now in zip(stay, step, skip, emitted, rows[1:, 2:], strict=True):
         plus(stayed, stepped, out=now)
-        plus(now, skipped, out=now, where=joined)
+        times(skipped, gate, out=skips)  # faster than a call with `where`
+        plus(now, skips, out=now)
         times(now, emission, out=now)
     return variables
 
