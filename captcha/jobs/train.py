@@ -23,7 +23,7 @@ from captcha.data.sources import DRAWN_IMAGES, Drawn, Folder, Sources
 from captcha.evaluation.engines import EnginesCompared, disagreement, milliseconds
 from captcha.evaluation.plots import learning_curves
 from captcha.evaluation.results import Evaluation, evaluate
-from captcha.reading.engine import Precision, int8_is_fast
+from captcha.reading.engine import Precision
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import NONE, TrainSettings, project_root
@@ -49,7 +49,7 @@ from captcha.tracking.unfinished import Asked, Parts, Unfinished, refuse_changes
 from captcha.training import recipe as recipes
 from captcha.training.batches import Batches
 from captcha.training.checkpoint import Checkpoint, CheckpointError, warm_start
-from captcha.training.export import QuantisationError, to_int8, to_onnx, torch_recognizer
+from captcha.training.export import QuantisationError, int8_instructions, to_int8, to_onnx, torch_recognizer
 from captcha.training.loop import (
     EpochResult,
     TrainingError,
@@ -646,11 +646,12 @@ def save_engines(
     engines["int8"] = Recognizer.load(folder, "int8")
     compared = EnginesCompared.of(*(evaluate(engine, split.validation) for engine in engines.values()))
     served: Precision = "int8" if compared.alike else "fp32"
-    digests = save_recognizer(folder, graph, model.vocabulary, model.height, int8, served)
+    int8_on = int8_instructions(model)
+    digests = save_recognizer(folder, graph, model.vocabulary, model.height, int8, served, int8_on)
     reason = f"{compared.differing} of {compared.images} validation texts differ between int8 and fp32"
     times = dict(zip(engines, milliseconds(list(engines.values()), split.validation), strict=True))
     facts = {"served": served, "reason": reason, "validation": vars(compared), "milliseconds": times}
-    return engines, facts | {"int8_is_fast": int8_is_fast()}, digests
+    return engines, facts | {"int8_on": int8_on}, digests
 
 
 def describe_run() -> None:

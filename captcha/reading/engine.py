@@ -1,7 +1,7 @@
 """The engine: a recogniser's ONNX graph, run by ONNX Runtime; which of its two graphs reads, fp32 or int8."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -15,12 +15,12 @@ from captcha.reading.limits import THREADS
 
 Precision = Literal["fp32", "int8"]
 Engine = Literal["auto", "fp32", "int8"]
-"""`auto` is int8 where a training has found that it reads the same, on a CPU whose instructions make it fast."""
+"""`auto` is int8 where a training has found that it reads the same, on a CPU where it is faster for such a model."""
 
 MODEL_FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 
-INT8_INSTRUCTIONS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-"""As Linux names what multiplies bytes four at a time. On CPUs without them int8 took as long as fp32, or longer."""
+VNNI = ("amx_int8", "avx512_vnni", "avx_vnni")
+"""As Linux names the instructions that multiply bytes four at a time."""
 
 
 class RecognizerError(CaptchaError):
@@ -40,14 +40,14 @@ def engine_of_environment() -> Engine:
     raise RecognizerError(f"CAPTCHA_ENGINE must be {', '.join(get_args(Engine))}, not {named!r:.40}")
 
 
-def int8_is_fast() -> bool:
-    """Return whether this CPU has INT8_INSTRUCTIONS; False where that is not known, as on systems other than Linux."""
+def cpu_has(any_of: Collection[str]) -> bool:
+    """Return whether this CPU has one of these instructions; False where that is not known, as on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return False
     flags = next((line for line in lines if line.startswith("flags")), "")
-    return not INT8_INSTRUCTIONS.isdisjoint(flags.split())
+    return any(flag in any_of for flag in flags.split())
 
 
 def onnx_runtime(model: bytes, path: Path) -> Callable[[Image], NDArray[np.float32]]:

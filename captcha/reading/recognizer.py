@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captcha.reading.ctc import beam_search_decode, greedy_decode, text_and_character_probabilities
-from captcha.reading.engine import MODEL_FILES, Engine, Precision, RecognizerError, int8_is_fast, onnx_runtime
+from captcha.reading.engine import MODEL_FILES, VNNI, Engine, Precision, RecognizerError, cpu_has, onnx_runtime
 from captcha.reading.images import Image, ImageError, ImageSource, load_image, padded_width, resize_to_height, stack
 from captcha.reading.stopping import stop_if_unwanted
 from captcha.reading.vocabulary import Vocabulary
@@ -82,15 +82,16 @@ class Recognizer:
                 )
             vocabulary, height = Vocabulary(saved["vocabulary"]), int(saved["height"])
             served: Precision = saved.get("served", "fp32")
+            int8_on = [str(each) for each in saved.get("int8_on", ())]
             expected = dict(saved["sha256"])
-            if _settings_sha256(vocabulary, height, served, saved["format"]) != expected[SETTINGS_FILE]:
+            if _settings_sha256(vocabulary, height, served, int8_on, saved["format"]) != expected[SETTINGS_FILE]:
                 raise RecognizerError(f"{folder / SETTINGS_FILE} is not the file that was saved: its sha256 differs")
             expected[MODEL_FILES["fp32"]], MODEL_FILES[served]
         except RecognizerError:
             raise
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise RecognizerError(f"{folder / SETTINGS_FILE} is damaged: {error!r}") from None
-        precision: Precision = engine if engine != "auto" else served if int8_is_fast() else "fp32"
+        precision: Precision = engine if engine != "auto" else served if cpu_has(int8_on) else "fp32"
         file = MODEL_FILES[precision]
         if file not in expected:
             raise RecognizerError(f"{folder} has no int8 engine: it was made by an earlier version; use --engine fp32")
@@ -205,22 +206,24 @@ def save_recognizer(
     height: int,
     int8: bytes | None = None,
     served: Precision = "fp32",
+    int8_on: Sequence[str] = VNNI,
 ) -> dict[str, str]:
     """Write what `Recognizer.load` reads, and return the sha256 of each file's content by its name.
 
     `model` and `int8`, the same model quantised, are ONNX graphs, their weights inside: uint8 `images`
-    (N, 3, height, W) to float32 `log_probs` (T, N, C). `served` is the one that the engine `auto` stands for, where
-    the CPU is made for it.
+    (N, 3, height, W) to float32 `log_probs` (T, N, C). `served` is the one that the engine `auto` stands for, on a
+    CPU with one of the instructions `int8_on`; on others that is fp32.
     """
     folder.mkdir(parents=True, exist_ok=True)
     graphs = {MODEL_FILES["fp32"]: model} | ({MODEL_FILES["int8"]: int8} if int8 else {})
     sha256 = {name: _sha256(content) for name, content in graphs.items()}
-    sha256[SETTINGS_FILE] = _settings_sha256(vocabulary, height, served, FORMAT)
+    sha256[SETTINGS_FILE] = _settings_sha256(vocabulary, height, served, int8_on, FORMAT)
     settings = {
         "format": FORMAT,
         "vocabulary": vocabulary.characters,
         "height": height,
         "served": served,
+        "int8_on": list(int8_on),
         "sha256": sha256,
     }
     for name, content in graphs.items():
@@ -240,9 +243,11 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _settings_sha256(vocabulary: Vocabulary, height: int, served: Precision, version: int) -> str:
+def _settings_sha256(
+    vocabulary: Vocabulary, height: int, served: Precision, int8_on: Sequence[str], version: int
+) -> str:
     """Return the sha256 of what the settings say: a file cannot hold its own."""
     content: dict[str, Any] = {"format": version, "height": height, "vocabulary": vocabulary.characters}
     if version > 1:
-        content["served"] = served
+        content |= {"served": served, "int8_on": list(int8_on)}
     return _sha256(json.dumps(content, sort_keys=True).encode())

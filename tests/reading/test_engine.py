@@ -5,7 +5,7 @@ import onnx.parser
 import pytest
 
 from captcha.reading import recognizer as recognizers
-from captcha.reading.engine import RecognizerError, engine_of_environment, int8_is_fast, onnx_runtime
+from captcha.reading.engine import RecognizerError, cpu_has, engine_of_environment, onnx_runtime
 from captcha.reading.recognizer import Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 
@@ -41,8 +41,8 @@ def read_by(folder: Path, engine: str) -> str:
 def test_auto_is_int8_where_that_reads_the_same_and_the_cpu_is_made_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: int, served: str, expected: str
 ) -> None:
-    save_recognizer(tmp_path, FP32, VOCABULARY, 16, INT8, served)  # type: ignore[arg-type]
-    monkeypatch.setattr(recognizers, "int8_is_fast", lambda: bool(fast))
+    save_recognizer(tmp_path, FP32, VOCABULARY, 16, INT8, served, ["avx9"])  # type: ignore[arg-type]
+    monkeypatch.setattr(recognizers, "cpu_has", lambda any_of: bool(fast) and any_of == ["avx9"])
     assert [read_by(tmp_path, engine) for engine in ("auto", "fp32", "int8")] == [expected, "fp32", "int8"]
 
 
@@ -83,6 +83,9 @@ def test_a_changed_choice_or_int8_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recognizer.json").write_text(settings.replace('"served": "fp32"', '"served": "int4"'))
     with pytest.raises(RecognizerError, match=r"recognizer.json is "):
         Recognizer.load(tmp_path)
+    (tmp_path / "recognizer.json").write_text(settings.replace('"avx_vnni"', '"avx2"'))
+    with pytest.raises(RecognizerError, match=r"recognizer.json is not the file that was saved"):
+        Recognizer.load(tmp_path)
     (tmp_path / "recognizer.json").write_text(settings)
     (tmp_path / "model.int8.onnx").write_bytes(FP32)
     with pytest.raises(RecognizerError, match=r"model.int8.onnx is not the file that was saved"):
@@ -90,16 +93,18 @@ def test_a_changed_choice_or_int8_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "fast"), [("fpu avx2 avx512_vnni sse", True), ("fpu avx2 vnni", False), (None, False)]
+    ("flags", "found"), [("fpu avx2 avx512_vnni sse", True), ("fpu avx2 vnni", False), (None, False)]
 )
-def test_the_cpu_says_whether_int8_is_fast(monkeypatch: pytest.MonkeyPatch, flags: str | None, fast: bool) -> None:
+def test_the_cpu_says_which_instructions_it_has(
+    monkeypatch: pytest.MonkeyPatch, flags: str | None, found: bool
+) -> None:
     def read_text(path: Path) -> str:
         if flags is None or str(path) != "/proc/cpuinfo":
             raise FileNotFoundError(path)
         return f"processor\t: 0\nflags\t\t: {flags}\nprocessor\t: 1\n"
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    assert int8_is_fast() == fast
+    assert cpu_has(["avx_vnni", "avx512_vnni"]) == found
 
 
 def test_a_server_takes_its_engine_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
