@@ -82,7 +82,7 @@ EngineOption = Annotated[
         "--engine",
         envvar="CAPTCHA_ENGINE",
         show_envvar=False,
-        help="fp32, int8 (faster on a CPU with VNNI), or auto: int8 where it reads the same and such a CPU has it",
+        help="fp32, int8, or auto: int8 where it reads the same and the CPU is known to be faster with it",
     ),
 ]
 VERSIONS = f"a version: its number or {CHAMPION}, both of {MODEL_NAME}; NAME/VERSION or NAME@ALIAS"

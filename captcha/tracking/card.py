@@ -81,7 +81,7 @@ def model_card(name: str, version: ModelVersion, run: Run, rows: Sequence[Row]) 
     )
     engines = (
         f"{run.data.tags['engine_reason'].capitalize()}; `auto` reads with {run.data.tags['engine']}"
-        f"{' where the CPU is made for it' if run.data.tags['engine'] == 'int8' else ''}. "
+        f"{' where the CPU is known to be faster with it' if run.data.tags['engine'] == 'int8' else ''}. "
         "`CAPTCHA_ENGINE=fp32`, or `int8`, lets a server read with that one."
         if "engine" in run.data.tags
         else "It has one engine, fp32."
