@@ -52,12 +52,20 @@ def _rows(client: MlflowClient, name: str, version: ModelVersion, run: Run) -> l
     for each in client.search_runs(experiments, condition, max_results=ROWS, order_by=["start_time DESC"]):
         if found := measured(each, "eval"):
             tags = each.data.tags
-            rows.append(Row(tags["model_version"], _short(tags["data"]), *found, each.data.metrics["eval/cer"]))
+            data = _short(tags["data"]) + (f", {tags['engine']}" if "engine" in tags else "")
+            rows.append(Row(tags["model_version"], data, *found, each.data.metrics["eval/cer"]))
     return rows
 
 
 def _short(data: str) -> str:
     return f"`{short_data(data)[:NAME]}`"
+
+
+def _net(run: Run) -> str:
+    if fact(run, "backbone") != "student":
+        return "A CRNN (convolutions, two bidirectional GRU layers)"
+    teacher = run.data.tags.get("teacher_used")
+    return "A student (convolutions alone)" + (f", taught by {teacher}," if teacher else "")
 
 
 def model_card(name: str, version: ModelVersion, run: Run, rows: Sequence[Row]) -> str:
@@ -86,8 +94,8 @@ def model_card(name: str, version: ModelVersion, run: Run, rows: Sequence[Row]) 
         if "engine" in run.data.tags
         else "It has one engine, fp32."
     )
-    return f"""Reads text CAPTCHAs: an image goes in, its text comes out, and how sure that is. A CRNN \
-(convolutions, two bidirectional GRU layers) trained with CTC, run by ONNX Runtime.
+    return f"""Reads text CAPTCHAs: an image goes in, its text comes out, and how sure that is. {_net(run)} \
+trained with CTC, run by ONNX Runtime.
 
 **{f"The {CHAMPION} is version" if champion else f"No version is {CHAMPION}; this is of version"} {version.version}**, \
 `{fact(run, "backbone")}`, trained on {_short(fact(run, "data"))}. It knows {len(characters)} characters: `{listed}`
