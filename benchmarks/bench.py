@@ -449,9 +449,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1000, help="at most so many of it, evenly chosen")
     parser.add_argument("--rounds", type=int, default=20, help="for each number of threads")
     parser.add_argument("--seconds", type=float, default=240, help="after which no round begins, for each of them")
-    parser.add_argument("--peers", type=Path, default=BUILD / "venv/bin/python", help="the peers' Python")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks", help="folder for speed.md and speed.png")
+    add_places(parser)
     return parser.parse_args()
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the peers are, and where to write."""
+    parser.add_argument("--peers", type=Path, default=BUILD / "venv/bin/python", help="the peers' Python")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks", help="folder for the table and picture")
 
 
 def main() -> None:

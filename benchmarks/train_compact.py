@@ -11,11 +11,10 @@ import time
 
 import torch
 
-from captcha.jobs.train import batches_of, parse_sources, schedule_of, split_of, vocabulary_of
+from captcha.jobs.train import batches_of, new_model, parse_sources, schedule_of, split_of, vocabulary_of
 from captcha.settings import TrainSettings
 from captcha.training import recipe as recipes
 from captcha.training.loop import TrainingState, choose_device, train_epochs
-from captcha.training.model import Crnn
 
 
 def main(data: str, seed: int) -> None:
@@ -24,15 +23,7 @@ def main(data: str, seed: int) -> None:
     sources = parse_sources(settings)
     split = split_of(settings, sources)
     vocabulary = vocabulary_of(settings, sources, split)
-    torch.manual_seed(settings.seed)
-    model = Crnn(
-        settings.backbone,
-        vocabulary,
-        settings.height,
-        settings.dropout,
-        gru_weight=recipe.gru_weight,
-        blank_prior=recipe.blank_prior,
-    )
+    model = new_model(settings, vocabulary, recipe)
     schedule = schedule_of(
         split, settings.epochs, settings.batch_size, settings.learning_rate, settings.patience, recipe
     )

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 import captcha
 from benchmarks import report
-from benchmarks.bench import BUILD, EXPERIMENT, ROOT, BenchError
+from benchmarks.bench import EXPERIMENT, ROOT, BenchError, add_places
 from captcha.jobs.train import parse_sources, split_of
 from captcha.settings import TrainSettings
 from captcha.tracking.runs import connect
@@ -149,8 +149,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--target", type=float, default=0.99, help="exact match at which a training is ended")
     parser.add_argument("--minutes", type=float, default=30, help="after which a training is ended, each by itself")
-    parser.add_argument("--peers", type=Path, default=BUILD / "venv/bin/python", help="the peers' Python")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks", help="folder for the table and picture")
+    add_places(parser)
     return parser.parse_args()
 
 

@@ -36,7 +36,7 @@ def load(model: "str | Path", engine: "Engine" = "auto") -> "Recognizer":
 
     Args:
         model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID, or a recogniser's folder, read without MLflow.
-        engine: fp32 or int8; auto takes int8 where it reads the same and the CPU is made for it.
+        engine: fp32 or int8; auto takes int8 where it reads the same and the CPU is known to be faster with it.
 
     Raises:
         CaptchaError: there is no such model or engine, or its files are damaged.

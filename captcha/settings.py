@@ -36,7 +36,12 @@ ModelName = Annotated[
     str, Field(pattern=MODEL_NAME_PATTERN, max_length=MODEL_NAME_LENGTH, description="name of the registered model")
 ]
 StyleName = Annotated[str | None, OrNone]
+DrawnBeside = Annotated[
+    StyleName,
+    Field(description="style whose images, drawn during training, fill half of every batch beside the folder's"),
+]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
+MostEpochs = Annotated[Epochs, Field(description="maximum number of epochs")]
 BatchSize = Annotated[int, Field(le=4096, description="images in a training step")]
 LearningRate = Annotated[float, Field(gt=0, le=1, description="Adam's highest learning rate")]
 OnProblems = Annotated[
@@ -46,6 +51,7 @@ OnProblems = Annotated[
 SEEDS = 2**32
 """Seeds are below it, as NumPy joins 32-bit words: a larger seed would stand for another one with another number."""
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+TrainingSeed = Annotated[Seed, Field(description="seed of the split, the weights, the order and the augmentation")]
 MAX_HEIGHT = 256
 IMAGE_MEMORY = 500
 ImageMemory = Annotated[
@@ -117,21 +123,19 @@ class TrainSettings(Settings):
     init: Annotated[str | None, OrNone] = Field(
         None, description="trained model to start from: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
     )
-    drawn: StyleName = Field(
-        None, description="style whose images, drawn during training, fill half of every batch beside the folder's"
-    )
+    drawn: DrawnBeside = None
     vocabulary: Annotated[str | None, OrNone] = Field(
         None, min_length=1, description="characters to tell apart; none: those of the labels and the drawn style"
     )
     height: int = Field(
         64, ge=32, le=MAX_HEIGHT, multiple_of=16, description="height in pixels that images are resized to"
     )
-    epochs: Epochs = Field(50, description="maximum number of epochs")
+    epochs: MostEpochs = 50
     batch_size: BatchSize = Field(16, ge=1)
     learning_rate: LearningRate = 0.001
     dropout: float = Field(0.1, ge=0, lt=1, description="share of features dropped in training")
     patience: Patience = 10
-    seed: Seed = Field(0, description="seed of the split, the weights, the order and the augmentation")
+    seed: TrainingSeed = 0
     image_memory: ImageMemory = IMAGE_MEMORY
     allow_overlap: AllowOverlap = False
     resume: Resume = None
@@ -168,14 +172,12 @@ class DistillSettings(Settings):
     test_data: TestData = None
     problems: OnProblems = "stop"
     name: ModelName = MODEL_NAME
-    drawn: StyleName = Field(
-        None, description="style whose images, drawn during training, fill half of every batch beside the folder's"
-    )
-    epochs: Epochs = Field(50, description="maximum number of epochs")
+    drawn: DrawnBeside = None
+    epochs: MostEpochs = 50
     batch_size: BatchSize = Field(16, ge=2)
     learning_rate: LearningRate = 0.002
     patience: Patience = 10
-    seed: Seed = Field(0, description="seed of the split, the weights, the order and the augmentation")
+    seed: TrainingSeed = 0
     image_memory: ImageMemory = IMAGE_MEMORY
     allow_overlap: AllowOverlap = False
     resume: Resume = None

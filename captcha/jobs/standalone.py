@@ -37,7 +37,7 @@ def probability(log_probs: Any, labels: list[int]) -> float:
 
 
 class Reader:
-    """Reads images with the model in a folder; `engine` is fp32 or int8, by default the one that it was tested with."""
+    """Reads images with the model in a folder; `engine` is fp32 or int8, by default the one that its training chose."""
 
     def __init__(self, folder: Path = Path(__file__).parent, engine: str | None = None) -> None:
         settings = json.loads((folder / "recognizer.json").read_text())

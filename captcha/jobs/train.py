@@ -23,7 +23,7 @@ from captcha.data.sources import DRAWN_IMAGES, Drawn, Folder, Sources
 from captcha.evaluation.engines import EnginesCompared, disagreement, milliseconds
 from captcha.evaluation.plots import learning_curves
 from captcha.evaluation.results import Evaluation, evaluate
-from captcha.reading.engine import Precision
+from captcha.reading.engine import Precision, auto_on_this_cpu
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import NONE, TrainSettings, project_root
@@ -258,16 +258,7 @@ def learn(
         *(settings.backbone, choose_device(), len(split.train), len(split.validation), len(split.test)),
         len(vocabulary.characters),
     )
-    torch.manual_seed(settings.seed)
-    model = Crnn(
-        settings.backbone,
-        vocabulary,
-        settings.height,
-        settings.dropout,
-        gru_weight=recipe.gru_weight,
-        blank_prior=recipe.blank_prior,
-        pretrained=settings.pretrained,
-    )
+    model = new_model(settings, vocabulary, recipe)
     if parent:
         log_parent(*parent, vocabulary)
         warm_start(model, parent[1])
@@ -303,6 +294,24 @@ def vocabulary_of(settings: TrainSettings, sources: Sources, split: Split) -> Vo
         listed = " ".join(sorted(unseen))
         logger.warning("no training label holds %s: no validation or test label with them can be read right", listed)
     return vocabulary
+
+
+def new_model(settings: TrainSettings, vocabulary: Vocabulary, recipe: Recipe) -> Crnn:
+    """Return the model that a training begins with; its new weights follow from the seed.
+
+    Raises:
+        PretrainedError: the pretrained weights cannot be had.
+    """
+    torch.manual_seed(settings.seed)
+    return Crnn(
+        settings.backbone,
+        vocabulary,
+        settings.height,
+        settings.dropout,
+        gru_weight=recipe.gru_weight,
+        blank_prior=recipe.blank_prior,
+        pretrained=settings.pretrained,
+    )
 
 
 def log_training(
@@ -606,13 +615,13 @@ def log_recognizer(
         log_facts({f"sha256.{name}": digest for name, digest in digests.items()})
         validation = images["validation"]
         log_model(folder, example.read_bytes(), step, (validation.name, validation.digest))
-        served = Recognizer.load(folder).precision
+    served = facts["tested"]
     tested = [*split.test, *split.seen]
     flags = seen.among(tested)
     tests = {name: evaluate(engine, tested).put_apart(flags) for name, engine in engines.items()} if tested else {}
     if "int8" in tests:
         facts["test"] = vars(EnginesCompared.of(tests["fp32"], tests["int8"]))
-    log_engines(facts | {"tested": served})
+    log_engines(facts)
     if tests:
         log_test(tests[served], "test", OWN, images["test"])
         log_overlap(tests[served])
@@ -632,17 +641,19 @@ def save_engines(
         TrainingError: the exported model does not agree with the trained one.
     """
     graph = to_onnx(model)
-    digests = save_recognizer(folder, graph, model.vocabulary, model.height)
-    engines: dict[Precision, Recognizer] = {"fp32": Recognizer.load(folder, "fp32")}
-    if difference := disagreement(torch_recognizer(model), engines["fp32"], split.validation):
-        raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
     calibration = split.train[:: max(1, len(split.train) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
+    int8, reason = None, ""
     try:
         int8 = to_int8(graph, model.height, [sample.image for sample in calibration])
     except QuantisationError as error:
-        logger.warning("the model is served in fp32 alone: %s", error)
-        return engines, {"served": "fp32", "reason": str(error)}, digests
-    save_recognizer(folder, graph, model.vocabulary, model.height, int8)
+        reason = str(error)
+    digests = save_recognizer(folder, graph, model.vocabulary, model.height, int8)
+    engines: dict[Precision, Recognizer] = {"fp32": Recognizer.load(folder, "fp32")}
+    if difference := disagreement(torch_recognizer(model), engines["fp32"], split.validation):
+        raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
+    if int8 is None:
+        logger.warning("the model is served in fp32 alone: %s", reason)
+        return engines, {"served": "fp32", "tested": "fp32", "reason": reason}, digests
     engines["int8"] = Recognizer.load(folder, "int8")
     compared = EnginesCompared.of(*(evaluate(engine, split.validation) for engine in engines.values()))
     served: Precision = "int8" if compared.alike else "fp32"
@@ -650,8 +661,15 @@ def save_engines(
     digests = save_recognizer(folder, graph, model.vocabulary, model.height, int8, served, int8_on)
     reason = f"{compared.differing} of {compared.images} validation texts differ between int8 and fp32"
     times = dict(zip(engines, milliseconds(list(engines.values()), split.validation), strict=True))
-    facts = {"served": served, "reason": reason, "validation": vars(compared), "milliseconds": times}
-    return engines, facts | {"int8_on": int8_on}, digests
+    facts = {
+        "served": served,
+        "tested": auto_on_this_cpu(served, int8_on),
+        "reason": reason,
+        "validation": vars(compared),
+        "milliseconds": times,
+        "int8_on": int8_on,
+    }
+    return engines, facts, digests
 
 
 def describe_run() -> None:

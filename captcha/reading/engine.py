@@ -50,6 +50,11 @@ def cpu_has(any_of: Collection[str]) -> bool:
     return any(flag in any_of for flag in flags.split())
 
 
+def auto_on_this_cpu(served: Precision, int8_on: Collection[str]) -> Precision:
+    """Return the engine that `auto` stands for here, of a model with what `save_recognizer` has noted."""
+    return served if cpu_has(int8_on) else "fp32"
+
+
 def onnx_runtime(model: bytes, path: Path) -> Callable[[Image], NDArray[np.float32]]:
     """Return the function that an ONNX graph is; `path` is for messages only.
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captcha.reading.ctc import beam_search_decode, greedy_decode, text_and_character_probabilities
-from captcha.reading.engine import MODEL_FILES, VNNI, Engine, Precision, RecognizerError, cpu_has, onnx_runtime
+from captcha.reading.engine import MODEL_FILES, VNNI, Engine, Precision, RecognizerError, auto_on_this_cpu, onnx_runtime
 from captcha.reading.images import Image, ImageError, ImageSource, load_image, padded_width, resize_to_height, stack
 from captcha.reading.stopping import stop_if_unwanted
 from captcha.reading.vocabulary import Vocabulary
@@ -91,7 +91,7 @@ class Recognizer:
             raise
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise RecognizerError(f"{folder / SETTINGS_FILE} is damaged: {error!r}") from None
-        precision: Precision = engine if engine != "auto" else served if cpu_has(int8_on) else "fp32"
+        precision: Precision = engine if engine != "auto" else auto_on_this_cpu(served, int8_on)
         file = MODEL_FILES[precision]
         if file not in expected:
             raise RecognizerError(f"{folder} has no int8 engine: it was made by an earlier version; use --engine fp32")

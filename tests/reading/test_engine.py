@@ -4,7 +4,7 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from captcha.reading import recognizer as recognizers
+from captcha.reading import engine as engines
 from captcha.reading.engine import RecognizerError, cpu_has, engine_of_environment, onnx_runtime
 from captcha.reading.recognizer import Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
@@ -42,7 +42,7 @@ def test_auto_is_int8_where_that_reads_the_same_and_the_cpu_is_made_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: int, served: str, expected: str
 ) -> None:
     save_recognizer(tmp_path, FP32, VOCABULARY, 16, INT8, served, ["avx9"])  # type: ignore[arg-type]
-    monkeypatch.setattr(recognizers, "cpu_has", lambda any_of: bool(fast) and any_of == ["avx9"])
+    monkeypatch.setattr(engines, "cpu_has", lambda any_of: bool(fast) and any_of == ["avx9"])
     assert [read_by(tmp_path, engine) for engine in ("auto", "fp32", "int8")] == [expected, "fp32", "int8"]
 
 
