@@ -59,8 +59,7 @@ def compact_backbone(pretrained: bool = False) -> tuple[nn.Module, int]:
     Raises:
         PretrainedError: pretrained weights are asked for, and there are none.
     """
-    if pretrained:
-        raise PretrainedError("pretrained weights exist for backbone resnet18 only, not for compact")
+    _refuse(pretrained, "compact")
     net = nn.Sequential(
         nn.Conv2d(3, 32, 3, (2, 2), 1, bias=False),
         nn.BatchNorm2d(32),
@@ -78,8 +77,7 @@ def student_backbone(pretrained: bool = False) -> tuple[nn.Module, int]:
     Raises:
         PretrainedError: pretrained weights are asked for, and there are none.
     """
-    if pretrained:
-        raise PretrainedError("pretrained weights exist for backbone resnet18 only, not for student")
+    _refuse(pretrained, STUDENT)
     layers: list[nn.Module] = []
     for channels_in, channels_out, stride in (
         (3, 16, (2, 2)),
@@ -94,6 +92,11 @@ def student_backbone(pretrained: bool = False) -> tuple[nn.Module, int]:
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers), 64
+
+
+def _refuse(pretrained: bool, backbone: str) -> None:
+    if pretrained:
+        raise PretrainedError(f"pretrained weights exist for backbone resnet18 only, not for {backbone}")
 
 
 def resnet18_backbone(pretrained: bool) -> tuple[nn.Module, int]:

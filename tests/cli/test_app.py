@@ -21,11 +21,13 @@ from mlflow.exceptions import MlflowException
 from captcha import __version__
 from captcha.cli import app as cli
 from captcha.cli import commands
+from captcha.cli.options import EngineOption
 from captcha.jobs import compare, evaluate, predict, train
 from captcha.jobs.compare import CompareOutcome, Differing
 from captcha.jobs.evaluate import EvaluateOutcome
 from captcha.jobs.train import TrainOutcome
 from captcha.reading import recognizer
+from captcha.reading.engine import Engine
 from captcha.reading.images import ImageError
 from captcha.reading.recognizer import Reading, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
@@ -134,6 +136,11 @@ def test_train_trains_as_told_and_prints_what_came_of_it(monkeypatch: pytest.Mon
     assert json.loads(printed.out) == FIGURES | {"run_id": "abc", "model_name": "m", "model_version": 3}
     assert printed.err == "epoch 1\nwarning: not yet\n"
     assert configs == [TrainSettings(), TrainSettings(pretrained=True, epochs=3)]
+
+
+def test_the_option_takes_the_engines_that_there_are() -> None:
+    """The command line does not import the engines for its help, so it repeats their names."""
+    assert get_args(get_args(EngineOption)[0]) == get_args(Engine)
 
 
 def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
