@@ -1,13 +1,14 @@
 """A labelled folder, read and written: images named by their label, or listed in a labels.csv."""
 
 import csv
+import io
 import math
 import os
 import re
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from filecmp import cmp
@@ -15,6 +16,7 @@ from pathlib import Path, PurePath
 
 import cv2
 
+from captcha.data.files import write_whole
 from captcha.data.problems import NO_LABEL, Facts, Problem, copies, facts_of, label_problems
 from captcha.data.samples import DataError, ImageFolder, ImageMemory, Sample, pixel_digest
 from captcha.reading.images import Image, ImageError, decode_image, image_format, resize_to_height
@@ -23,6 +25,7 @@ from captcha.reading.vocabulary import Vocabulary
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif"})
 LABELS_FILE = "labels.csv"
+CORRECTED_FILE = "labels-corrected.csv"
 LISTED_TWICE = "file listed twice"
 NAME = r"[\w-]{1,60}"  # texts that every file system takes as a name
 DECODED_AT_ONCE = 64
@@ -224,8 +227,8 @@ def _listed_texts(folder: Path, problems: list[Problem]) -> dict[str, str]:
 def _add_row(folder: Path, line: int, row: dict[str, str], texts: dict[str, str], problems: list[Problem]) -> None:
     where = f"{LABELS_FILE}, line {line}"
     file, text = row["file"] or "", unicodedata.normalize("NFC", row["label"] or "")
-    path = PurePath(os.path.normpath(file))
-    name = path.as_posix()
+    name = _normal(file)
+    path = PurePath(name)
     if not file:
         problems.append(Problem(where, "row without a file", "names no file", fatal=True))
     elif path.is_absolute() or path.parts[:1] == ("..",):
@@ -241,6 +244,11 @@ def _add_row(folder: Path, line: int, row: dict[str, str], texts: dict[str, str]
         texts[name] = text
 
 
+def _normal(file: str) -> str:
+    """Return how a file of labels.csv is named, however it was written there."""
+    return PurePath(os.path.normpath(file)).as_posix()
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
@@ -249,6 +257,39 @@ def _images_below(folder: Path) -> list[Path]:
     """Return the images of a folder and of all its sub-folders, without hidden ones."""
     paths = sorted(folder.rglob("*"))
     return [p for p in paths if _is_image(p) and not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+
+
+def refuse_corrected(folder: Path) -> None:
+    """Raise FileExistsError where a folder has corrected labels already."""
+    if (folder / CORRECTED_FILE).exists():
+        raise FileExistsError(f"{(folder / CORRECTED_FILE).absolute()} is there already: move it away first")
+
+
+def write_corrected(folder: Path, labels: Mapping[str, str]) -> Path:
+    """Write a table beside the images, labels.csv with these labels by file in place of its own, and return its path.
+
+    Without a labels.csv, each image has a row. Nothing else of labels.csv changes, nor does that file itself: under
+    its name the new table counts.
+
+    Raises:
+        FileExistsError: there is such a table already.
+    """
+    refuse_corrected(folder)
+    listed = folder / LABELS_FILE
+    if listed.exists():
+        with listed.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.reader(stream, skipinitialspace=True, strict=True))
+    else:
+        rows = [["file", "label"], *([name, text] for name, text in _named_texts(folder, []).items())]
+    file, label = rows[0].index("file"), rows[0].index("label")
+    for row in rows[1:]:
+        if len(row) > max(file, label):
+            row[label] = labels.get(_normal(row[file]), row[label])
+    written = io.StringIO(newline="")
+    csv.writer(written).writerows(rows)
+    path = folder / CORRECTED_FILE
+    write_whole(path, written.getvalue().encode(errors="surrogateescape"))
+    return path
 
 
 def refuse_existing(folder: Path) -> None:

@@ -122,6 +122,38 @@ def split(samples: Sequence[Sample], seed: int) -> Split:
     return Split(sides["training"], sides["validation"], sides["test"])
 
 
+def folds(samples: Sequence[Sample], seed: int, count: int) -> list[Split]:
+    """Return `count` splits, each with another part of the texts as its test; every sample is in one of these tests.
+
+    Fold k of 0, 1, … tests the texts whose `unit_hash` lies in the k-th of `count` equal ranges. The tenth just below
+    that range (below 0 comes 1) is its validation part, and the rest is trained on: the last of ten folds is `split`.
+
+    Raises:
+        DataError: there are fewer different texts than folds, or a part of a fold is empty.
+    """
+    hashes = {text: unit_hash(seed, text) for text in {sample.text for sample in samples}}
+    if len(hashes) < count:
+        raise DataError(
+            f"too few to make {count} folds of: {len(samples)} images with {len(hashes)} different labels; "
+            "take fewer folds, or add images"
+        )
+    fold_of = {text: min(int(number * count), count - 1) for text, number in hashes.items()}
+    splits = []
+    for fold in range(count):
+        parts: dict[str, list[Sample]] = {"training": [], "validation": [], "test": []}
+        for sample in samples:
+            below = (fold / count - hashes[sample.text]) % 1
+            in_test, in_validation = fold_of[sample.text] == fold, below <= VALIDATION_SHARE
+            parts["test" if in_test else "validation" if in_validation else "training"].append(sample)
+        if empty := next((part for part, members in parts.items() if not members), None):
+            raise DataError(
+                f"too few to make {count} folds of: with seed {seed}, none of {len(hashes)} different labels fell to "
+                f"the {empty} part of fold {fold + 1}; add images, or take another number of folds"
+            )
+        splits.append(Split(parts["training"], parts["validation"], parts["test"]))
+    return splits
+
+
 def unit_hash(seed: int, name: str) -> float:
     """Return a number from 0 to 1, evenly spread, that follows from the seed and the name alone."""
     return int(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:16], 16) / 2**64

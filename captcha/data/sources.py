@@ -132,9 +132,15 @@ def parse_folder(written: str) -> Folder:
 
     Raises:
         DataError: there is no such folder.
+        StyleError: a style is named in place of a folder.
     """
     path = Path(written)
     if not path.is_dir():
+        if written.startswith(_PREFIX):
+            style = written.removeprefix(_PREFIX)
+            raise StyleError(
+                f"{written} is a style, and a folder is needed: captcha draw DIR --style {style} draws one"
+            )
         raise DataError(f"{'not a folder' if path.exists() else 'no such folder'}: {path.absolute()}")
     return Folder(written)
 

@@ -21,6 +21,8 @@ class Evaluation:
     """CTC loss per image: the mean of -log P(label), over the labels that the vocabulary can spell."""
     seen: "Evaluation | None" = None
     """The readings of images that were put apart, since the model's training saw them."""
+    label_log_probabilities: Sequence[float] = ()
+    """log P(label) of each sample, -inf where the model cannot spell it; () where they were not asked for."""
 
     @property
     def predictions(self) -> list[str]:
@@ -72,8 +74,7 @@ class Evaluation:
             right = reading.text == self.samples[i].text
             return right, reading.confidence if right else -reading.confidence
 
-        order = sorted(range(len(self.samples)), key=rank)
-        return Evaluation([self.samples[i] for i in order], [self.readings[i] for i in order], self.loss)
+        return replace(self._at(sorted(range(len(self.samples)), key=rank)), loss=self.loss)
 
     def with_repeats(self) -> "Evaluation":
         """Return the part whose labels have the same character twice in a row; its loss is not known (nan)."""
@@ -93,8 +94,13 @@ class Evaluation:
         return Evaluation(samples, [*self.readings, *self.seen.readings], math.nan).metrics()
 
     def _part(self, kept: Iterable[bool]) -> "Evaluation":
-        of_it = [i for i, keep in enumerate(kept) if keep]
-        return Evaluation([self.samples[i] for i in of_it], [self.readings[i] for i in of_it], math.nan)
+        return self._at([i for i, keep in enumerate(kept) if keep])
+
+    def _at(self, places: Sequence[int]) -> "Evaluation":
+        """Return the samples at these places; their loss is not known (nan)."""
+        labels = [self.label_log_probabilities[i] for i in places] if self.label_log_probabilities else ()
+        samples, readings = [self.samples[i] for i in places], [self.readings[i] for i in places]
+        return Evaluation(samples, readings, math.nan, label_log_probabilities=labels)
 
 
 @dataclass(frozen=True)
@@ -139,13 +145,14 @@ def evaluate(recognizer: Recognizer, samples: Sequence[Sample]) -> Evaluation:
     """Return what is read of the samples, greedily as served by default; an image is loaded when it is needed."""
     vocabulary = recognizer.vocabulary
     readings: dict[int, Reading] = {}
-    losses: dict[int, float] = {}
+    labels = [-math.inf] * len(samples)
     for members, log_probs in recognizer.log_probs(sample.image for sample in samples):
         readings |= zip(members, recognizer.decode(log_probs), strict=True)
         spelled = [n for n, i in enumerate(members) if not vocabulary.missing(samples[i].text)]
         targets = [vocabulary.encode(samples[members[n]].text) for n in spelled]
-        log_probabilities = text_log_probability(log_probs[:, spelled], targets)
-        losses |= zip([members[n] for n in spelled], (-log_probabilities).tolist(), strict=True)
-    finite = [losses[i] for i in sorted(losses) if math.isfinite(losses[i])]
+        for n, log_probability in zip(spelled, text_log_probability(log_probs[:, spelled], targets), strict=True):
+            labels[members[n]] = float(log_probability)
+    finite = [-each for each in labels if math.isfinite(each)]
     loss = sum(finite) / len(finite) if finite else math.nan
-    return Evaluation(samples, [readings[i] for i in range(len(samples))], loss)
+    in_order = [readings[i] for i in range(len(samples))]
+    return Evaluation(samples, in_order, loss, label_log_probabilities=labels)

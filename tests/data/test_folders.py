@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from captcha.data.folders import read_samples
+from captcha.data.folders import read_samples, write_corrected
 from captcha.data.problems import Problem, format_problems
 from captcha.data.samples import DataError, ImageMemory, split
 from captcha.reading.vocabulary import Vocabulary
@@ -273,6 +273,34 @@ def test_a_labels_csv_of_another_form_is_one_clear_line(
     (tmp_path / "labels.csv").write_bytes(content)
     with pytest.raises(DataError, match=rf"labels\.csv: {message}"):
         read_samples(tmp_path, 32)
+
+
+def test_corrected_labels_stand_beside_the_old_ones_and_are_read_in_their_place(
+    tmp_path: Path, write_image: Write
+) -> None:
+    for name in ["a.png", "b.png", "c.png"]:
+        write_image(tmp_path / name)
+    old = "label,file,by\none,./a.png,me\ntwo,b.png,me\ntwo,nowhere.png\nthree,c.png,me\n"
+    (tmp_path / "labels.csv").write_text(old, encoding="utf-8-sig")
+    corrected = write_corrected(tmp_path, {"a.png": "1", "c.png": 'th"r,ee'})
+    assert corrected == tmp_path / "labels-corrected.csv"
+    assert (tmp_path / "labels.csv").read_text(encoding="utf-8-sig") == old
+    written = 'label,file,by\r\n1,./a.png,me\r\ntwo,b.png,me\r\ntwo,nowhere.png\r\n"th""r,ee",c.png,me\r\n'
+    assert corrected.read_bytes().decode() == written
+    with pytest.raises(FileExistsError, match=r"labels-corrected\.csv is there already: move it away first"):
+        write_corrected(tmp_path, {})
+    corrected.replace(tmp_path / "labels.csv")
+    samples, problems, _ = read_samples(tmp_path, 32)
+    assert {sample.name: sample.text for sample in samples} == {"a.png": "1", "b.png": "two", "c.png": 'th"r,ee'}
+    assert [problem.kind for problem in problems] == ["missing file"]  # as before
+
+
+def test_images_named_by_their_label_get_a_table_of_corrected_ones(captcha_folder: Path) -> None:
+    before = {sample.name: sample.text for sample in read_samples(captcha_folder, 32)[0]}
+    write_corrected(captcha_folder, {"007.png": "1", "014.png": "4 1"}).replace(captcha_folder / "labels.csv")
+    samples, problems, _ = read_samples(captcha_folder, 32)
+    assert {sample.name: sample.text for sample in samples} == before | {"007.png": "1", "014.png": "4 1"}
+    assert problems == []
 
 
 @pytest.mark.skipif("CAPTCHA_DATA" not in os.environ, reason="CAPTCHA_DATA names no folder of real data sets")

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from captcha.data.folders import read_samples
-from captcha.data.samples import DataError, ImageFolder, ImageMemory, Sample, digest, split
+from captcha.data.samples import DataError, ImageFolder, ImageMemory, Sample, digest, folds, split
 
 
 def _sample(name: str, text: str, shade: int = 0) -> Sample:
@@ -93,6 +93,47 @@ def _side_is_empty(seed: int) -> bool:
     except DataError:
         return True
     return False
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(2, 9), shuffle=st.randoms(use_true_random=False))
+def test_folds_test_every_sample_once_and_no_text_in_two_of_their_parts(
+    seed: int, count: int, shuffle: random.Random
+) -> None:
+    samples = _many(400)
+    made = folds(samples, seed, count)
+    assert sorted(sample.name for fold in made for sample in fold.test) == sorted(sample.name for sample in samples)
+    tested = [{sample.text for sample in fold.test} for fold in made]
+    assert sum(map(len, tested)) == len(set.union(*tested)) == 300
+    for number, fold in enumerate(made):
+        parts = [{sample.text for sample in part} for part in (fold.train, fold.validation, fold.test)]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 300
+        assert len(fold.train) + len(fold.validation) + len(fold.test) == 400
+        for text in parts[2]:  # the k-th of `count` ranges of the hash
+            digest = hashlib.sha256(f"{seed}:{text}".encode()).digest()
+            assert int.from_bytes(digest[:8]) * count >> 64 == number
+    shuffle.shuffle(samples)
+    assert [fold.digest for fold in folds(samples, seed, count)] == [fold.digest for fold in made]
+
+
+def test_the_last_of_ten_folds_is_the_split_of_a_training() -> None:
+    samples = _many(400)
+    assert folds(samples, 5, 10)[-1] == split(samples, 5)
+
+
+def test_a_tenth_of_the_labels_chooses_the_epoch_in_every_fold() -> None:
+    samples = [_sample(f"{number}.png", str(number)) for number in range(5_000)]
+    for fold in folds(samples, 3, 4):
+        shares = [len(part) / 5_000 for part in (fold.train, fold.validation, fold.test)]
+        assert shares == pytest.approx([0.65, 0.1, 0.25], abs=0.02)
+
+
+def test_folds_that_cannot_be_made_are_refused() -> None:
+    few = [_sample(f"{number}.png", str(number % 4)) for number in range(40)]
+    with pytest.raises(DataError, match=r"^too few to make 5 folds of: 40 images with 4 different labels; take fewer"):
+        folds(few, 0, 5)
+    with pytest.raises(DataError, match=r"with seed 0, none of 4 different labels fell to the \w+ part of fold 1; add"):
+        folds(few, 0, 4)
 
 
 def test_digests_know_no_order_but_every_change(captcha_folder: Path) -> None:

@@ -39,7 +39,8 @@ def test_what_is_written_is_a_folder_or_a_style(captcha_folder: Path, tmp_path: 
             parse_source(str(missing))
     with pytest.raises(StyleError, match="did you mean 'kaptcha'"):
         parse_source("draw:captcha")
-    with pytest.raises(DataError, match=r"no such folder: .*draw:kaptcha"):
+    cure = "captcha draw DIR --style kaptcha draws one"
+    with pytest.raises(StyleError, match=f"^draw:kaptcha is a style, and a folder is needed: {cure}$"):
         parse_folder("draw:kaptcha")
 
 

@@ -68,6 +68,8 @@ def test_images_put_apart_count_in_the_metrics_of_all_alone() -> None:
     assert (apart.seen.references, apart.seen.predictions) == (["ab", "a"], ["ab", "ab"])
     assert (apart.metrics()["n"], apart.exact_match, apart.metrics_of_all()) == (2, 0.5, whole.metrics())
     assert whole.metrics_of_all() == whole.metrics()
+    labels = whole.label_log_probabilities
+    assert (apart.label_log_probabilities, apart.seen.label_log_probabilities) == (labels[1:3], [labels[0], labels[3]])
 
 
 def test_the_loss_is_the_mean_over_the_labels_that_can_be_spelled_and_aligned() -> None:
@@ -76,6 +78,7 @@ def test_the_loss_is_the_mean_over_the_labels_that_can_be_spelled_and_aligned() 
     expected = [-math.log(probability(text, FRAMES[brightness])) for text, brightness in read]
     evaluation = evaluate(recognizer(), [sample(text, brightness) for text, brightness in read + others])
     assert evaluation.loss == pytest.approx(sum(expected) / 4, abs=1e-5)
+    assert evaluation.label_log_probabilities == pytest.approx([*(-each for each in expected), -math.inf, -math.inf])
     assert evaluation.wrong == 3  # but they count as images
 
 
