@@ -32,6 +32,9 @@ def _none_if_written(value: object) -> object:
 
 OrNone = BeforeValidator(_none_if_written)
 Backbone = Literal["resnet18", "compact", "student"]
+BackboneUnlessInit = Annotated[
+    Backbone, Field(description="resnet18, compact or student (for CPUs); --init brings its own")
+]
 ModelName = Annotated[
     str, Field(pattern=MODEL_NAME_PATTERN, max_length=MODEL_NAME_LENGTH, description="name of the registered model")
 ]
@@ -214,6 +217,43 @@ class AdaptSettings(Settings):
     checkpoint_minutes: CheckpointMinutes = 10
 
 
+class CrossvalSettings(Settings):
+    """Settings of a cross-validation."""
+
+    data: Annotated[str, NamesImages()] = Field(description="folder of labelled images")
+    problems: OnProblems = "stop"
+    folds: int = Field(5, ge=2, description="parts of the labels; each is read by a model trained on the others")
+    seeds: int = Field(1, ge=1, le=100, description="how often all folds are trained, each time other ones")
+    drawn: DrawnBeside = None
+    init: Annotated[str | None, OrNone] = Field(
+        None, description="model that every training starts from; its own must have seen none of these images"
+    )
+    backbone: BackboneUnlessInit = "resnet18"
+    epochs: MostEpochs = 50
+    resume: Resume = None
+    checkpoint_minutes: CheckpointMinutes = 10
+
+
+class AuditSettings(CrossvalSettings):
+    """Settings of a search for wrong labels, and of the cross-validation that it makes unless one is named."""
+
+    crossval: Annotated[str | None, OrNone] = Field(
+        None, description="id of the run of a cross-validation of this folder to look into; none: one is made first"
+    )
+    apply: bool = Field(False, description="write the labels as corrected into the folder, as labels-corrected.csv")
+
+    @model_validator(mode="after")
+    def _one_crossval(self) -> Self:
+        defaults = CrossvalSettings.model_fields
+        given = [name for name in defaults if name not in ("data", "problems")]
+        changed = [name for name in given if getattr(self, name) != defaults[name].default]
+        if self.crossval and changed:
+            raise ValueError(
+                f"--crossval names a cross-validation that is made already: leave out --{changed[0].replace('_', '-')}"
+            )
+        return self
+
+
 class BudgetSettings(Settings):
     """Settings of a measurement of the label budget."""
 
@@ -230,7 +270,7 @@ class BudgetSettings(Settings):
         None, description="model that the trainings with drawn images start from; none: one is trained first"
     )
     drawn_epochs: Epochs = Field(20, description="epochs of the first training, on drawn images alone")
-    backbone: Backbone = Field("resnet18", description="resnet18, compact or student (for CPUs); --init brings its own")
+    backbone: BackboneUnlessInit = "resnet18"
     epochs: Epochs = Field(50, description="maximum number of epochs of every other training")
     resume: Resume = None
     checkpoint_minutes: CheckpointMinutes = 10

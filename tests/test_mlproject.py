@@ -20,12 +20,14 @@ from mlflow.projects.utils import load_project
 from captcha import CaptchaError
 from captcha.cli import app as cli
 from captcha.cli import commands
-from captcha.jobs import adapt, budget, distill, draw, train
+from captcha.jobs import adapt, audit, budget, crossval, distill, draw, train
 from captcha.settings import (
     CHAMPION,
     MODEL_NAME,
     AdaptSettings,
+    AuditSettings,
     BudgetSettings,
+    CrossvalSettings,
     DistillSettings,
     Settings,
     TrainSettings,
@@ -96,7 +98,14 @@ def in_words(value: object) -> str:
 
 @pytest.mark.parametrize(
     ("entry_point", "settings_of"),
-    [("main", TrainSettings), ("distill", DistillSettings), ("adapt", AdaptSettings), ("budget", BudgetSettings)],
+    [
+        ("main", TrainSettings),
+        ("distill", DistillSettings),
+        ("adapt", AdaptSettings),
+        ("budget", BudgetSettings),
+        ("crossval", CrossvalSettings),
+        ("audit", AuditSettings),
+    ],
 )
 def test_a_job_has_the_names_and_written_defaults_of_its_settings(
     entry_point: str, settings_of: type[Settings]
@@ -278,6 +287,33 @@ def test_adapt_and_budget_pass_every_parameter_on(monkeypatch: pytest.MonkeyPatc
     }
     assert set(wanted) == set(BudgetSettings.model_fields)
     assert settings_from(monkeypatch, tmp_path, "budget", budget, **wanted) == BudgetSettings.model_validate(wanted)
+
+
+def test_crossval_and_audit_pass_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "some images"
+    folder.mkdir()
+    wanted = {
+        "data": str(folder),
+        "problems": "leave-out",
+        "folds": "7",
+        "seeds": "2",
+        "drawn": "my style.toml",
+        "init": "models:/my model/3",
+        "backbone": "compact",
+        "epochs": "3",
+        "resume": "auto",
+        "checkpoint_minutes": "0.5",
+    }
+    assert set(wanted) == set(CrossvalSettings.model_fields)
+    found = settings_from(monkeypatch, tmp_path, "crossval", crossval, **wanted)
+    assert found == CrossvalSettings.model_validate(wanted)
+    wanted["apply"] = "true"
+    found = settings_from(monkeypatch, tmp_path, "audit", audit, **wanted)
+    assert found == AuditSettings.model_validate(wanted)
+    named = {"data": str(folder), "problems": "leave-out", "crossval": "0" * 32}
+    assert {*wanted, *named} == set(AuditSettings.model_fields)
+    found = settings_from(monkeypatch, tmp_path, "audit", audit, **named)
+    assert found == AuditSettings.model_validate(named)
 
 
 def test_draw_draws_as_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

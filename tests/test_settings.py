@@ -7,8 +7,10 @@ from pydantic import BaseModel, ValidationError
 from captcha import settings as module
 from captcha.settings import (
     AdaptSettings,
+    AuditSettings,
     Backbone,
     BudgetSettings,
+    CrossvalSettings,
     DistillSettings,
     TrainSettings,
     project_root,
@@ -25,7 +27,17 @@ def test_the_defaults_are_valid_and_drawn_images_need_no_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [TrainSettings, DistillSettings, AdaptSettings, BudgetSettings, Recipe, Augmentation]
+    "settings",
+    [
+        TrainSettings,
+        DistillSettings,
+        AdaptSettings,
+        BudgetSettings,
+        CrossvalSettings,
+        AuditSettings,
+        Recipe,
+        Augmentation,
+    ],
 )
 def test_every_setting_is_explained(settings: type[BaseModel]) -> None:
     for name, field in settings.model_fields.items():
@@ -136,3 +148,16 @@ def test_a_recipe_tells_what_it_changes() -> None:
     assert changed.changes() == {"warm_up_steps": 20, "augmentation.rotation": 9}
     with pytest.raises(ValidationError, match="frozen"):
         changed.warm_up_steps = 3  # type: ignore[misc]
+
+
+def test_a_cross_validation_has_folds() -> None:
+    assert (CrossvalSettings(data="d").folds, CrossvalSettings(data="d").seeds) == (5, 1)
+    for folds in (0, 1, -2):
+        with pytest.raises(ValidationError, match="greater than or equal to 2"):
+            CrossvalSettings(data="d", folds=folds)
+
+
+def test_an_audit_makes_a_cross_validation_or_is_told_of_one() -> None:
+    assert AuditSettings(data="d", crossval="0", folds=5, epochs=50).crossval == "0"  # as mlflow run passes defaults
+    with pytest.raises(ValidationError, match="names a cross-validation that is made already: leave out --epochs"):
+        AuditSettings(data="d", crossval="0", epochs=3)

@@ -31,6 +31,8 @@ for command in (
     commands.distill,
     commands.adapt,
     commands.budget,
+    commands.crossval,
+    commands.audit,
     commands.evaluate,
     commands.predict,
     commands.export,

@@ -29,10 +29,12 @@ from captcha.cli.options import (
 from captcha.cli.terminal import (
     LINES,
     adapt_summary,
+    audit_summary,
     budget_table,
     compare_runs,
     compare_summary,
     complain,
+    crossval_summary,
     difference_table,
     evaluation_summary,
     known_lines,
@@ -51,7 +53,9 @@ from captcha.settings import (
     NONE,
     SEEDS,
     AdaptSettings,
+    AuditSettings,
     BudgetSettings,
+    CrossvalSettings,
     DistillSettings,
     TrainSettings,
 )
@@ -123,6 +127,36 @@ def budget(*, as_json: Json = False, **settings: Any) -> None:
         print_json([asdict(row) for row in rows])
     else:
         typer.echo(f"{budget_table(points(rows))}\n\n{compare_runs(view_of(rows[0].run_id))}")
+
+
+@with_settings(CrossvalSettings)
+def crossval(*, as_json: Json = False, **settings: Any) -> None:
+    """Measure a training on all images: each is read by a model trained on the others."""
+    LINES.on_stderr = as_json
+    checked = CrossvalSettings(**settings)
+    say_loading("PyTorch and MLflow")
+    from captcha.jobs.crossval import crossval as job
+
+    outcome = job(checked)
+    if as_json:
+        print_json(outcome.as_json())
+    else:
+        typer.echo(crossval_summary(outcome))
+
+
+@with_settings(AuditSettings)
+def audit(*, as_json: Json = False, **settings: Any) -> None:
+    """Find the labels of a folder that are probably wrong: those that cross-validation reads otherwise."""
+    LINES.on_stderr = as_json
+    checked = AuditSettings(**settings)
+    say_loading("PyTorch and MLflow")
+    from captcha.jobs.audit import audit as job
+
+    outcome = job(checked)
+    if as_json:
+        print_json(asdict(outcome))
+    else:
+        typer.echo(audit_summary(outcome))
 
 
 def evaluate(

@@ -18,7 +18,9 @@ from captcha.settings import CHAMPION, project_root
 if TYPE_CHECKING:  # heavy imports, loaded already by the job whose outcome is printed
     from captcha.evaluation.plots import BudgetPoint
     from captcha.jobs.adapt import AdaptOutcome
+    from captcha.jobs.audit import AuditOutcome
     from captcha.jobs.compare import CompareOutcome
+    from captcha.jobs.crossval import CrossvalOutcome
     from captcha.jobs.evaluate import EvaluateOutcome
     from captcha.jobs.sync import SyncOutcome
     from captcha.jobs.train import TrainOutcome
@@ -146,6 +148,50 @@ def budget_table(points: "Sequence[BudgetPoint]") -> str:
             f"{point.right:5} of {point.n:<5}  {point.seconds:6.0f}"
         )
     return "\n".join(lines)
+
+
+def crossval_summary(outcome: "CrossvalOutcome") -> str:
+    """Return the figures of a cross-validation as a table, and where its readings are."""
+    header = ["seed", "right of", "exact match", "95 % interval", "characters wrong of", "error rate", "95 % interval"]
+    rows = [
+        [
+            "mean" if each.seed is None else str(each.seed),
+            f"{each.right:g} of {each.n}",
+            f"{each.exact_match:.2%}",
+            f"{each.exact_match_low:.2%} to {each.exact_match_high:.2%}",
+            f"{each.edits:g} of {each.characters}",
+            f"{each.cer:.3%}",
+            f"{each.cer_low:.3%} to {each.cer_high:.3%}",
+        ]
+        for each in outcome.figures
+    ]
+    from captcha.tracking.view import view_of
+
+    note = "\nthe intervals of the mean are those of one seed's images" if len(rows) > 1 else ""
+    return (
+        f"\n{_table([header, *rows])}{note}\n\n{compare_runs(view_of(outcome.run_id))}\n"
+        f"every reading is in   run {outcome.run_id}: out_of_fold.json"
+    )
+
+
+def audit_summary(outcome: "AuditOutcome", shown: int = 20) -> str:
+    """Return the suspects that come first, where all are, and what was corrected."""
+    found = outcome.suspects
+    where = f"the table and a picture are in run {outcome.run_id}: suspects.csv, suspects.png"
+    if not found:
+        return f"\nall {outcome.images} labels are read as they are: there is nothing to doubt"
+    header = ["file", "label", "proposed", "score", "sure"]
+    rows = [
+        [each.file, each.label, each.proposed or NOTHING, f"{each.score:.2f}", "yes" if each.sure else ""]
+        for each in found[:shown]
+    ]
+    more = f"\nand {len(found) - shown} more" if len(found) > shown else ""
+    sure = sum(each.sure for each in found)
+    corrected = (
+        f"\n{sure} labels are changed in {outcome.corrected}: as labels.csv it counts" if outcome.corrected else ""
+    )
+    doubted = f"{len(found)} of {outcome.images} labels are doubtful, the models are sure of {sure} of these"
+    return f"\n{_table([header, *rows])}{more}\n\n{doubted}\n{where}{corrected}"
 
 
 def runs_table(runs: "Sequence[Listed]") -> str:

@@ -30,6 +30,7 @@ _WORDS = {
     "epochs": "epochs {}",
     "drawn_epochs": "drawn epochs {}",
     "labels": "labels {}",
+    "folds": "folds {}",
     "seeds": "seeds {}",
     "batch_size": "batch {}",
     "learning_rate": "lr {}",
@@ -83,7 +84,7 @@ def percent(share: float | str) -> str:
     return f"{100 * float(share):.1f} %"
 
 
-def exact_match_sentence(right: int, n: int, low: float, high: float, images: str) -> str:
+def exact_match_sentence(right: float, n: int, low: float, high: float, images: str) -> str:
     """Return, for a description to begin with, how many of these images were read exactly, with the interval."""
     return f"**{percent(right / n)}** of {n} {images} read exactly (95 % interval {percent(low)} to {percent(high)})"
 

@@ -1,15 +1,21 @@
 """What a run holds: settings, facts, inputs, pictures of predictions, the test's figures and files."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
+from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,6 +23,7 @@ from captcha.data.problems import Problem, printable
 from captcha.data.samples import Sample, Split, digest
 from captcha.data.sources import Folder, Source
 from captcha.evaluation.metrics import character_confusion
+from captcha.evaluation.out_of_fold import Figures, OutOfFold
 from captcha.evaluation.results import Evaluation
 from captcha.settings import written
 from captcha.tracking.entries import (
@@ -33,6 +40,8 @@ from captcha.tracking.entries import (
     log_tags,
     log_text,
 )
+from captcha.tracking.models import find, first_line
+from captcha.tracking.runs import RegistryError
 
 THUMBNAILS = 100
 """Rows of a test's table that show their image: a file is logged for each, over a network a request."""
@@ -206,6 +215,58 @@ def log_overlap(evaluation: Evaluation) -> None:
     seen = evaluation.seen
     tags = {"overlap": len(seen.samples) if seen else 0}
     log_tags(tags | ({"overlap_right": len(seen.samples) - seen.wrong} if seen else {}))
+
+
+OUT_OF_FOLD = "out_of_fold.json"
+
+
+def log_out_of_fold(
+    readings: Sequence[OutOfFold], pooled: Sequence[Figures], shown: Evaluation, images: ImageSet
+) -> None:
+    """Log the figures of a cross-validation, the table of its readings, and the pictures of its mistakes.
+
+    The metrics are of the last of the figures; `shown` are all readings beside their images.
+    """
+    from captcha.evaluation.plots import confusion_figure, mistake_grid  # brings matplotlib, as above
+
+    last = pooled[-1]
+    names = ("exact_match", "exact_match_low", "exact_match_high", "cer", "cer_low", "cer_high")
+    of = (images.name, images.digest)
+    log_metrics({f"crossval/{name}": getattr(last, name) for name in names}, dataset=of)
+    log_json({"figures": [vars(each) for each in pooled]}, "crossval.json")
+    table = pd.DataFrame([asdict(each) | {"right": each.right} for each in readings])
+    for column in ("label", "text"):
+        table[column] = table[column].map(_quoted)
+    log_tables({OUT_OF_FOLD: table, "crossval_confusion.json": _confusions(shown)})
+    log_figure(confusion_figure(shown), "crossval_confusion.png")
+    log_picture(mistake_grid(shown), "crossval_mistakes.png")
+
+
+def load_out_of_fold(run_id: str) -> tuple[list[OutOfFold], str]:
+    """Return the readings of a cross-validation, and the digest of the images that it has read.
+
+    Raises:
+        RegistryError: there is no such run, or it is no cross-validation that has ended.
+    """
+    run = find(MlflowClient(), f"runs:/{run_id.removeprefix('runs:/')}")
+    assert isinstance(run, Run)
+    if run.data.tags.get("job") != "crossval":
+        raise RegistryError(f"run {run_id} is no cross-validation: name the run of a captcha crossval")
+    try:
+        table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/{OUT_OF_FOLD}")
+    except MlflowException as error:
+        raise RegistryError(
+            f"run {run_id} has no {OUT_OF_FOLD} ({first_line(error)}): let it end, with captcha crossval --resume"
+        ) from None
+    readings = []
+    for row in table["data"]:
+        known = dict(zip(table["columns"], row, strict=True))
+        del known["right"]
+        known |= {column: json.loads(known[column]) for column in ("label", "text")}
+        if known["label_log_probability"] is None:
+            known["label_log_probability"] = -math.inf
+        readings.append(OutOfFold(**known))
+    return readings, run.data.tags["data_digest"]
 
 
 def log_evaluated(samples: Sequence[Sample], source: Source, model_id: str | None) -> ImageSet:

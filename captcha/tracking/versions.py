@@ -18,7 +18,9 @@ from captcha.settings import (
     CONTROLS,
     NONE,
     AdaptSettings,
+    AuditSettings,
     BudgetSettings,
+    CrossvalSettings,
     DistillSettings,
     Settings,
     TrainSettings,
@@ -35,6 +37,8 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "distill": DistillSettings,
     "adapt": AdaptSettings,
     "budget": BudgetSettings,
+    "crossval": CrossvalSettings,
+    "audit": AuditSettings,
 }
 
 

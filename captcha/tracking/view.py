@@ -102,8 +102,9 @@ STATE: Mapping[str, Any] = {
         # MLflow puts the chart of every other metric into the section that the metric's name begins with.
         *map(
             _closed,
-            ("test", "val", "train", "engine", "distill", "adapt", "budget", "eval", "Model metrics", "System metrics"),
+            ("test", "val", "train", "engine", "distill", "adapt", "budget", "crossval", "eval"),
         ),
+        *map(_closed, ("Model metrics", "System metrics")),
     ],
     "compareRunCharts": [
         _bar("Accuracy", "test/exact_match"),

@@ -84,7 +84,9 @@ def test_a_shell_can_complete_commands_and_options() -> None:
 REGISTRY = ("models", "show", "compare", "register", "promote", "rollback")
 
 
-@pytest.mark.parametrize("command", ["", "train", "adapt", "budget", "evaluate", "predict", "check", *REGISTRY])
+@pytest.mark.parametrize(
+    "command", ["", "train", "adapt", "budget", "crossval", "audit", "evaluate", "predict", "check", *REGISTRY]
+)
 def test_help_imports_nothing_heavy(command: str) -> None:
     code = f"""
 import sys

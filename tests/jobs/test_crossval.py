@@ -1,0 +1,233 @@
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from captcha.cli.terminal import crossval_summary
+from captcha.data.folders import read_samples
+from captcha.data.samples import DataError, Split, digest
+from captcha.data.seen import SeenError, SeenPixels
+from captcha.drawing.styles import StyleError
+from captcha.evaluation.metrics import character_error_rate, exact_match, wilson_interval
+from captcha.evaluation.out_of_fold import OutOfFold
+from captcha.evaluation.results import Evaluation
+from captcha.jobs import train as training
+from captcha.jobs.crossval import CrossvalOutcome, crossval
+from captcha.jobs.train import Learned
+from captcha.reading.recognizer import Reading
+from captcha.settings import CrossvalSettings, TrainSettings
+from captcha.tracking.records import load_out_of_fold
+from captcha.tracking.runs import RegistryError, tracked_run
+from captcha.tracking.unfinished import Process
+from captcha.training.loop import TrainingError
+from captcha.training.recipe import Recipe
+
+NoRun = Callable[[], AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(tracking: Path, one_thread: None) -> Iterator[None]:
+    """Runs that end at once, tracked into a folder of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tracking: Path, draw_digits: Callable[[Path, int], Path]) -> Path:
+    """60 images of two digits, named by their label."""
+    return draw_digits(tracking / "few labels", 60)
+
+
+def asked(folder: Path, **settings: object) -> CrossvalSettings:
+    return CrossvalSettings.model_validate({"data": str(folder), "backbone": "compact", "folds": 3} | settings)
+
+
+class StandIn:
+    """In the place of trainings: reads the labels, but those with a 7 as `wrong`; keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[TrainSettings, Split]] = []
+
+    def __call__(self, settings: TrainSettings, _: Any, split: Split, *others: Any) -> Any:
+        self.asked.append((settings, split))
+        texts = ["wrong" if "7" in sample.text else sample.text for sample in split.test]
+        readings = [Reading(text, 0.25, []) for text in texts]
+        labels = [-math.inf if sample.text == "00" else -2.5 for sample in split.test]
+        return SimpleNamespace(evaluation=Evaluation(split.test, readings, 0.0, label_log_probabilities=labels))
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> tuple[CrossvalOutcome, StandIn]:
+    """What `crossval` returns for two seeds, and its stand-in for trainings."""
+    stand_in = StandIn()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "learn", stand_in)
+        return crossval(asked(folder, seeds=2, epochs=7)), stand_in
+
+
+def test_every_image_is_read_once_for_each_seed_by_a_model_that_has_not_seen_its_label(
+    done: tuple[CrossvalOutcome, StandIn], folder: Path
+) -> None:
+    outcome, stand_in = done
+    names = sorted(path.name for path in folder.iterdir())
+    for seed in (0, 1):
+        assert sorted(each.file for each in outcome.readings if each.seed == seed) == names
+    learned_from = {}
+    for place, (settings, split) in enumerate(stand_in.asked):
+        assert (settings.seed, settings.backbone, settings.epochs) == (place // 3, "compact", 7)
+        learned_from[place // 3, place % 3] = {sample.text for sample in [*split.train, *split.validation]}
+    assert len(learned_from) == 6
+    assert all(each.label not in learned_from[each.seed, each.fold] for each in outcome.readings)
+
+
+def test_the_pooled_figures_are_those_of_the_whole_table(done: tuple[CrossvalOutcome, StandIn]) -> None:
+    outcome, _ = done
+    assert [each.seed for each in outcome.figures] == [0, 1, None]
+    for row in outcome.figures:
+        table = [each for each in outcome.readings if row.seed in (None, each.seed)]
+        texts, labels = [each.text for each in table], [each.label for each in table]
+        assert (row.exact_match, row.cer) == (exact_match(texts, labels), character_error_rate(texts, labels))
+        # 07, 17, … 57 are read `wrong`: five edits each, of two characters each of 60 labels.
+        assert (row.right, row.n, row.edits, row.characters) == (54, 60, 6 * 5, 120)
+        assert (row.exact_match_low, row.exact_match_high) == wilson_interval(54, 60)  # not of 120 images
+        assert (row.cer_low, row.cer_high) == wilson_interval(30, 120)
+    lines = crossval_summary(outcome).splitlines()
+    assert lines[2].split()[:9] == ["0", "54", "of", "60", "90.00%", "79.85%", "to", "95.34%", "30"]
+    assert lines[4].startswith("mean  54 of 60")
+
+
+def test_the_run_has_the_figures_the_table_and_the_mistakes(
+    done: tuple[CrossvalOutcome, StandIn], folder: Path
+) -> None:
+    outcome, _ = done
+    client = MlflowClient()
+    run = client.get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "crossval · few labels · folds 3 · seeds 2 · epochs 7"
+    tags = run.data.tags
+    assert (tags["job"], tags["images"], tags["data_digest"]) == ("crossval", "60", outcome.data_digest)
+    assert outcome.data_digest == digest(read_samples(folder, 64)[0])
+    assert "the mean of 2 seeds, the interval of one seed's images" in tags["mlflow.note.content"]
+    assert run.data.metrics["crossval/exact_match"] == 0.9
+    assert run.data.metrics["crossval/cer"] == 0.25
+    figures = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/crossval.json"))["figures"]
+    assert figures == [vars(each) for each in outcome.figures]
+    assert mlflow.artifacts.load_image(f"{run.info.artifact_uri}/crossval_mistakes.png").size[0] > 200
+    table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/out_of_fold.json")
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [(row["file"], row["right"]) for row in rows] == [(each.file, each.right) for each in outcome.readings]
+    assert load_out_of_fold(outcome.run_id) == (outcome.readings, outcome.data_digest)  # 00 among them, with -inf
+    names = {
+        each.info.run_name
+        for each in client.search_runs([run.info.experiment_id])
+        if each.info.run_id != outcome.run_id
+    }
+    assert names == {f"fold {fold} of 3, seed {seed}" for fold in (1, 2, 3) for seed in (0, 1)}
+    assert client.search_registered_models() == []
+
+
+def test_what_is_cut_off_goes_on_with_the_folds_that_are_done(
+    folder: Path, done: tuple[CrossvalOutcome, StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in, folds = StandIn(), 0
+
+    def stopped(*arguments: Any) -> Any:
+        nonlocal folds
+        folds += 1
+        if folds == 5:
+            raise KeyboardInterrupt
+        return stand_in(*arguments)
+
+    monkeypatch.setattr(training, "learn", stopped)
+    settings = asked(folder, seeds=2, epochs=7)
+    with pytest.raises(KeyboardInterrupt):
+        crossval(settings)
+    assert len(stand_in.asked) == 4
+    monkeypatch.setattr(training, "learn", stand_in)
+    monkeypatch.setattr(Process, "gone", True)  # as if this one were another
+    (cut,) = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string="tags.job = 'crossval' and attributes.status = 'KILLED'",
+        output_format="list",
+    )
+    again = crossval(settings.model_copy(update={"resume": cut.info.run_id}))
+    assert len(stand_in.asked) == 6
+    assert again.run_id == cut.info.run_id
+    assert (again.readings, again.figures) == (done[0].readings, done[0].figures)
+
+
+def test_a_fold_that_fails_fails_the_whole_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Learned:
+        raise TrainingError("the loss is nan; nothing is registered")
+
+    monkeypatch.setattr(training, "learn", fails)
+    with pytest.raises(TrainingError, match=r"^fold 1 of 4, seed 0: the loss is nan; nothing is registered$"):
+        crossval(asked(folder, folds=4))
+    above = mlflow.search_runs(search_all_experiments=True, filter_string="params.folds = '4'", output_format="list")
+    assert [run.info.status for run in above] == ["FAILED"]
+    assert above[0].data.tags["mlflow.note.content"].startswith("Failed: fold 1 of 4, seed 0: the loss is nan")
+
+
+def test_what_cannot_be_made_folds_of_is_refused_before_any_run(
+    folder: Path, no_run: NoRun, draw_digits: Callable[[Path, int], Path], tmp_path: Path
+) -> None:
+    few = draw_digits(tmp_path / "few", 4)
+    with no_run():
+        with pytest.raises(DataError, match=r"^too few to make 61 folds of: 60 images with 60 different labels; take "):
+            crossval(asked(folder, folds=61))
+        with pytest.raises(DataError, match=r"none of 4 different labels fell to the \w+ part of fold \d; add images"):
+            crossval(asked(few, folds=2))
+        with pytest.raises(StyleError, match=r"^draw:kaptcha is a style, and a folder is needed: captcha draw DIR "):
+            crossval(asked(Path("draw:kaptcha")))
+        with pytest.raises(RegistryError, match="models:/absent@champion"):
+            crossval(asked(folder, init="models:/absent@champion"))
+
+
+def test_a_model_to_start_from_that_has_seen_an_image_is_refused(
+    folder: Path, no_run: NoRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, _, _ = read_samples(folder, 64)
+    seen = SeenPixels.of([], samples[:1])
+    parent = SimpleNamespace(uri="models:/m/1", seen=seen), SimpleNamespace(backbone="compact", height=64)
+    monkeypatch.setattr(training, "read_parent", lambda uri: parent)  # a stand-in
+    with no_run(), pytest.raises(SeenError, match=r"models:/m/1 saw 1 of the 60 test images.*of other images$"):
+        crossval(asked(folder, init="models:/m/1"))
+
+
+def test_only_a_cross_validation_that_has_ended_has_readings() -> None:
+    with tracked_run("another job") as run:
+        pass
+    with pytest.raises(RegistryError, match=f"^run {run.info.run_id} is no cross-validation: name the run of a "):
+        load_out_of_fold(run.info.run_id)
+    with pytest.raises(RegistryError):
+        load_out_of_fold("0" * 32)
+    MlflowClient().set_tag(run.info.run_id, "job", "crossval")
+    with pytest.raises(RegistryError, match=r"has no out_of_fold\.json .*: let it end, with captcha crossval --resume"):
+        load_out_of_fold(run.info.run_id)
+
+
+@pytest.mark.slow
+def test_real_trainings_read_what_they_have_not_learned_from(folder: Path, quick: Recipe) -> None:
+    outcome = crossval(asked(folder, folds=2, epochs=3), quick)
+    runs = [
+        MlflowClient().get_run(run.info.run_id)
+        for run in mlflow.search_runs(
+            search_all_experiments=True,
+            filter_string=f"tags.mlflow.parentRunId = '{outcome.run_id}'",
+            output_format="list",
+        )
+    ]
+    assert sum(int(run.data.tags["test_images"]) for run in runs) == len(outcome.readings) == 60
+    assert sum(int(run.data.tags["test_right"]) for run in runs) == outcome.figures[0].right
+    for each in outcome.readings:
+        assert isinstance(each, OutOfFold)
+        if each.right:
+            assert math.exp(each.label_log_probability) == pytest.approx(each.confidence, rel=1e-5)
