@@ -346,13 +346,15 @@ def test_what_has_changed_since_is_refused_with_its_name(make_project: Callable[
     assert len(project.runs()) == 1
 
 
-@pytest.mark.parametrize("job", ["budget", "adapt"])
+@pytest.mark.parametrize("job", ["budget", "crossval", "adapt"])
 def test_finished_parts_of_a_job_are_not_trained_again(job: str, make_project: Callable[[], Project]) -> None:
     project = make_project()
     model = ["--model=models:/captcha-crnn@champion", "--threshold=0.001", "--rounds=3", "--epochs=2"]
     if job == "adapt":
         project.run("train", *TINY, "--epochs=3", "--data=digits")
         asked = ["adapt", "digits", *model, "--batch-size=8"]
+    elif job == "crossval":
+        asked = ["crossval", "digits", "--folds=2", "--backbone=compact", "--epochs=3"]
     else:
         asked = ["budget", "digits", "--labels=20,all", "--seeds=1", "--drawn=none", "--backbone=compact"]
         asked += ["--epochs=3"]

@@ -188,7 +188,7 @@ def audit_summary(outcome: "AuditOutcome", shown: int = 20) -> str:
     more = f"\nand {len(found) - shown} more" if len(found) > shown else ""
     sure = sum(each.sure for each in found)
     corrected = (
-        f"\n{sure} labels are changed in {outcome.corrected}: as labels.csv it counts" if outcome.corrected else ""
+        f"\n{outcome.corrected} has the sure ones corrected: as labels.csv it counts" if outcome.corrected else ""
     )
     doubted = f"{len(found)} of {outcome.images} labels are doubtful, the models are sure of {sure} of these"
     return f"\n{_table([header, *rows])}{more}\n\n{doubted}\n{where}{corrected}"

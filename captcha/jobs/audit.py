@@ -61,7 +61,8 @@ def audit(settings: AuditSettings) -> AuditOutcome:
             "or leave --crossval out"
         )
     with tracked_run(f"audit {folder.short_name}") as run:
-        log_settings({**settings.shaping(), "crossval": run_id})
+        named = settings.model_dump(include={"data", "problems", "apply"})  # the cross-validation's own has the others
+        log_settings({**named, "crossval": run_id})
         log_left_out(left_out or ())
         log_facts({"job": "audit", "data": folder.written, "data_digest": data_digest})
         log_evaluated(samples, folder, None)

@@ -20,10 +20,13 @@ from mlflow.exceptions import MlflowException
 
 from captcha import __version__
 from captcha.cli import app as cli
-from captcha.cli import commands
+from captcha.cli import commands, terminal
 from captcha.cli.options import EngineOption
-from captcha.jobs import compare, evaluate, predict, train
+from captcha.evaluation.out_of_fold import Figures, OutOfFold, Suspect
+from captcha.jobs import audit, compare, crossval, evaluate, predict, train
+from captcha.jobs.audit import AuditOutcome
 from captcha.jobs.compare import CompareOutcome, Differing
+from captcha.jobs.crossval import CrossvalOutcome
 from captcha.jobs.evaluate import EvaluateOutcome
 from captcha.jobs.train import TrainOutcome
 from captcha.reading import recognizer
@@ -31,7 +34,7 @@ from captcha.reading.engine import Engine
 from captcha.reading.images import ImageError
 from captcha.reading.recognizer import Reading, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import TrainSettings
+from captcha.settings import AuditSettings, CrossvalSettings, TrainSettings
 from captcha.tracking import champion, registry, versions, view
 from captcha.tracking.champion import Move
 from captcha.tracking.runs import RegistryError
@@ -178,6 +181,76 @@ def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Ca
         (str(tmp_path), "models:/captcha-crnn@champion", "stop"),
         (str(tmp_path), "models:/m/2", "leave-out"),
     ]
+
+
+def test_crossval_prints_a_table_of_the_seeds(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
+    asked: list[CrossvalSettings] = []
+    rows = [
+        Figures(seed, right, 4, 0.25, 0.95, edits, 20, 0.01, 0.3) for seed, right, edits in ((0, 3, 2), (None, 3.5, 1))
+    ]
+    readings = [OutOfFold("a.png", "a", "a", 0.9, -0.1, 0, 0)]
+
+    def stand_in(settings: CrossvalSettings) -> CrossvalOutcome:
+        asked.append(settings)
+        return CrossvalOutcome("r1", "d1", readings, rows)
+
+    monkeypatch.setattr(crossval, "crossval", stand_in)
+    monkeypatch.setattr(view, "view_of", lambda run_id: f"the view of {run_id}")
+    monkeypatch.setattr(terminal, "compare_runs", lambda view: f"open {view}")
+    assert run("crossval", str(tmp_path), "--folds", "4", "--seeds", "2") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "seed  right of  exact match  95 % interval     characters wrong of  error rate  95 % interval",
+        "0     3 of 4    75.00%       25.00% to 95.00%  2 of 20              10.000%     1.000% to 30.000%",
+        "mean  3.5 of 4  87.50%       25.00% to 95.00%  1 of 20              5.000%      1.000% to 30.000%",
+        "the intervals of the mean are those of one seed's images",
+        "",
+        "open the view of r1",
+        "every reading is in   run r1: out_of_fold.json",
+    ]
+    assert run("crossval", str(tmp_path), "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["run_id"], printed["data_digest"]) == ("r1", "d1")
+    figures = [(each["seed"], each["exact_match"], each["cer"], each["exact_match_low"]) for each in printed["figures"]]
+    assert figures == [(0, 0.75, 0.1, 0.25), (None, 0.875, 0.05, 0.25)]
+    assert [settings.given() for settings in asked] == [{"data", "folds", "seeds"}, {"data"}]
+    assert run("crossval", "draw:kaptcha") == 2
+    assert (
+        "draw:kaptcha is a style, and a folder is needed: captcha draw DIR --style kaptcha" in capsys.readouterr().err
+    )
+    assert run("crossval", str(tmp_path), "--folds", "1") == 2
+
+
+def test_audit_prints_the_suspects(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
+    asked: list[AuditSettings] = []
+    found = [Suspect("a.png", "97", "07", 7.25, True), *(Suspect(f"{i}.png", "4", "", 1.0, False) for i in range(20))]
+
+    def stand_in(settings: AuditSettings) -> AuditOutcome:
+        asked.append(settings)
+        corrected = "d/labels-corrected.csv" if settings.apply else None
+        return AuditOutcome("r2", "r1", 60, found, corrected)
+
+    monkeypatch.setattr(audit, "audit", stand_in)
+    assert run("audit", str(tmp_path), "--crossval", "r1", "--apply") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:4] == [
+        "file    label  proposed   score  sure",
+        "a.png   97     07         7.25   yes",
+        "0.png   4      (nothing)  1.00",
+    ]
+    assert lines[-5:] == [
+        "and 1 more",
+        "",
+        "21 of 60 labels are doubtful, the models are sure of 1 of these",
+        "the table and a picture are in run r2: suspects.csv, suspects.png",
+        "d/labels-corrected.csv has the sure ones corrected: as labels.csv it counts",
+    ]
+    assert run("audit", str(tmp_path), "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["suspects"][0] == {"file": "a.png", "label": "97", "proposed": "07", "score": 7.25, "sure": True}
+    assert asked == [AuditSettings(data=str(tmp_path), crossval="r1", apply=True), AuditSettings(data=str(tmp_path))]
+    assert run("audit", str(tmp_path), "--crossval", "r1", "--folds", "3") == 2
+    assert "made already: leave out --folds" in capsys.readouterr().err
 
 
 def test_predict_reads_the_others_where_one_file_cannot_be_read(

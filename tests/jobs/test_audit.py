@@ -80,7 +80,8 @@ def test_wrong_labels_come_first_with_what_is_read(folder: Path, crossval_id: st
     assert sorted(path.suffix for path in folder.iterdir()) == [".csv", *[".png"] * 60]
     run = MlflowClient().get_run(outcome.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params["crossval"] == crossval_id
+    wanted = {"data": str(folder), "problems": "stop", "apply": "False", "crossval": crossval_id}
+    assert run.data.params == wanted
     assert run.data.tags.items() >= {("job", "audit"), ("suspects", "3"), ("suspects_sure", "2")}
     table = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/suspects.csv")
     rows = list(csv.DictReader(io.StringIO(table)))
