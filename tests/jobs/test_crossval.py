@@ -125,12 +125,9 @@ def test_the_run_has_the_figures_the_table_and_the_mistakes(
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [(row["file"], row["right"]) for row in rows] == [(each.file, each.right) for each in outcome.readings]
     assert load_out_of_fold(outcome.run_id) == (outcome.readings, outcome.data_digest)  # 00 among them, with -inf
-    names = {
-        each.info.run_name
-        for each in client.search_runs([run.info.experiment_id])
-        if each.info.run_id != outcome.run_id
-    }
-    assert names == {f"fold {fold} of 3, seed {seed}" for fold in (1, 2, 3) for seed in (0, 1)}
+    below = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{outcome.run_id}'")
+    names = sorted(each.info.run_name for each in below)
+    assert names == [f"fold {fold} of 3, seed {seed}" for fold in (1, 2, 3) for seed in (0, 1)]
     assert client.search_registered_models() == []
 
 
@@ -200,6 +197,26 @@ def test_a_model_to_start_from_that_has_seen_an_image_is_refused(
     monkeypatch.setattr(training, "read_parent", lambda uri: parent)  # a stand-in
     with no_run(), pytest.raises(SeenError, match=r"models:/m/1 saw 1 of the 60 test images.*of other images$"):
         crossval(asked(folder, init="models:/m/1"))
+
+
+def test_every_fold_starts_from_the_model_named_with_its_backbone_and_height(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = (
+        SimpleNamespace(uri="models:/m/1", seen=SeenPixels.of([], [])),
+        SimpleNamespace(backbone="student", height=32),
+    )
+    stand_in = StandIn()
+    monkeypatch.setattr(training, "read_parent", lambda uri: parent)  # a stand-in
+    monkeypatch.setattr(training, "learn", stand_in)
+    outcome = crossval(asked(folder, init="models:/m@champion", drawn="kaptcha", folds=2))
+    assert len(outcome.readings) == 60
+    for settings, split in stand_in.asked:
+        assert (settings.init, settings.backbone, settings.height) == ("models:/m/1", "student", 32)
+        assert settings.drawn == "kaptcha"
+        assert {sample.image.shape[0] for sample in split.test} == {32}
+    run = MlflowClient().get_run(outcome.run_id)
+    assert run.info.run_name == "crossval · few labels · folds 2 · with drawn kaptcha · from m v1"
 
 
 def test_only_a_cross_validation_that_has_ended_has_readings() -> None:
