@@ -32,7 +32,7 @@ class AuditOutcome:
     suspects: list[Suspect]
     """The label that is most probably wrong comes first."""
     corrected: str | None
-    """The file with the sure ones corrected, None where it was not asked for."""
+    """The file with the sure ones corrected, None where it was not asked for, or none is sure."""
 
 
 def audit(settings: AuditSettings) -> AuditOutcome:
@@ -69,8 +69,8 @@ def audit(settings: AuditSettings) -> AuditOutcome:
         found = suspects(readings)
         _log(found, readings, {sample.name: sample for sample in samples})
         corrected = None
-        if settings.apply:
-            corrected = str(write_corrected(folder.path, {each.file: each.proposed for each in found if each.sure}))
+        if settings.apply and (sure := {each.file: each.proposed for each in found if each.sure}):
+            corrected = str(write_corrected(folder.path, sure))
         log_facts({NOTE: _description(found, len(samples), folder.written, corrected)})
     return AuditOutcome(run.info.run_id, run_id, len(samples), found, corrected)
 

@@ -132,7 +132,9 @@ def test_where_nothing_is_read_otherwise_nothing_is_doubtful(
     folder: Path, crossval_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "suspects", lambda readings: [])
-    outcome = audit(AuditSettings(data=str(folder), crossval=crossval_id))
+    outcome = audit(AuditSettings(data=str(folder), crossval=crossval_id, apply=True))
+    assert outcome.corrected is None
+    assert not (folder / "labels-corrected.csv").exists()
     artifacts = {each.path for each in MlflowClient().list_artifacts(outcome.run_id)}
     assert "suspects.csv" in artifacts
     assert "suspects.png" not in artifacts
