@@ -136,7 +136,7 @@ def make_project(
     return lambda: Project(tmp_path_factory.mktemp("project") / "captcha", new_mlflow_database, draw_digits)
 
 
-TIMES = ("train/images_per_second", "train/epoch_seconds")
+TIMES = ("train/images_per_second", "train/epoch_seconds", "engine/fp32_ms", "engine/int8_ms")
 
 
 def points(client: MlflowClient, run: Run) -> dict[str, list[tuple[int, float]]]:
