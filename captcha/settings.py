@@ -92,6 +92,10 @@ Resume = Annotated[
 CheckpointMinutes = Annotated[
     float, Field(gt=0, le=1440, description="minutes after which a checkpoint is written within an epoch, too")
 ]
+AcceptedPrecision = Annotated[
+    float,
+    Field(gt=0, le=1, description="share of right texts among those that the model accepts; its threshold follows"),
+]
 CONTROLS = {"resume", "checkpoint_minutes", "register_best"}
 """Settings that do not shape the result of a job."""
 
@@ -139,6 +143,7 @@ class TrainSettings(Settings):
     dropout: float = Field(0.1, ge=0, lt=1, description="share of features dropped in training")
     patience: Patience = 10
     seed: TrainingSeed = 0
+    precision: AcceptedPrecision = 0.999
     image_memory: ImageMemory = IMAGE_MEMORY
     allow_overlap: AllowOverlap = False
     resume: Resume = None
@@ -181,6 +186,7 @@ class DistillSettings(Settings):
     learning_rate: LearningRate = 0.002
     patience: Patience = 10
     seed: TrainingSeed = 0
+    precision: AcceptedPrecision = 0.999
     image_memory: ImageMemory = IMAGE_MEMORY
     allow_overlap: AllowOverlap = False
     resume: Resume = None
@@ -211,6 +217,7 @@ class AdaptSettings(Settings):
     batch_size: BatchSize = Field(16, ge=2)
     learning_rate: LearningRate = 0.001
     seed: Seed = Field(0, description="seed of the tenth held out, the order and the augmentation")
+    precision: AcceptedPrecision = 0.999
     image_memory: ImageMemory = IMAGE_MEMORY
     allow_overlap: AllowOverlap = False
     resume: Resume = None

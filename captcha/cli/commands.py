@@ -179,6 +179,9 @@ def evaluate(
         typer.echo(f"{evaluation_summary(outcome)}\n\n{compare_runs(view_of(outcome.run_id))}")
 
 
+ACCEPTED = {True: "accepted", False: "doubtful", None: "no threshold"}
+
+
 def predict(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="images to read, or folders of them")],
     model: Model = CHAMPION_URI,
@@ -189,13 +192,18 @@ def predict(
         int, typer.Option(min=1, callback=bounded_beam_width, help="texts that beam keeps at each frame")
     ] = 10,
     engine: EngineOption = "auto",
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="confidence from which on a text is accepted; without it, the model's own"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Read images with a trained model.
 
-    Prints file, text and confidence (0 to 1), separated by tabs; exits with 1 if a file could not be read.
+    Prints file, text, confidence (0 to 1) and whether the text is accepted, separated by tabs; exits with 1 if a file
+    could not be read.
     """
-    LINES.on_stderr = as_json
+    LINES.on_stderr = True
     from captcha.data.folders import images_in
     from captcha.jobs.predict import predict as job
 
@@ -205,7 +213,7 @@ def predict(
         images += found
         if not found:
             raise typer.BadParameter(f"no images in {file.absolute()}")
-    readings = job(images, model, decoder, beam_width, engine)
+    readings = job(images, model, decoder, beam_width, engine, min_confidence)
     rows: list[dict[str, Any]] = []
     for file, reading in zip(images, readings, strict=True):
         if isinstance(reading, ValueError):
@@ -214,7 +222,7 @@ def predict(
         else:
             rows.append({"file": str(file)} | asdict(reading))
             if not as_json:
-                typer.echo(f"{file}\t{reading.text}\t{reading.confidence:.4f}")
+                typer.echo(f"{file}\t{reading.text}\t{reading.confidence:.4f}\t{ACCEPTED[reading.accepted]}")
     if as_json:
         print_json(rows)
     if any("error" in row for row in rows):

@@ -134,7 +134,8 @@ def evaluation_summary(outcome: "EvaluateOutcome") -> str:
     return (
         f"exact match {metrics['exact_match']:.2%} "
         f"(95 % interval {metrics['exact_match_low']:.2%} to {metrics['exact_match_high']:.2%}), "
-        f"{metrics['wrong']} of {metrics['n']} wrong, character error rate {metrics['cer']:.2%}\n{outcome.checked()}"
+        f"{metrics['wrong']} of {metrics['n']} wrong, character error rate {metrics['cer']:.2%}\n{outcome.checked()}\n"
+        f"{outcome.confident()}"
     )
 
 

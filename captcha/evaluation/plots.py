@@ -11,6 +11,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from captcha.evaluation.calibration import BINS, expected_calibration_error, outcomes, reliability, risk_coverage
 from captcha.evaluation.metrics import character_confusion
 from captcha.evaluation.results import Comparison, Evaluation
 from captcha.reading.images import Image
@@ -148,6 +149,39 @@ def confusion_figure(evaluation: Evaluation, shown: int = 20) -> Figure:
     else:
         axes.text(0.5, 0.5, "no character was read wrongly", ha="center", va="center", color=RIGHT)
         axes.axis("off")
+    return figure
+
+
+def confidence_figure(evaluation: Evaluation) -> Figure:
+    """Return a figure of how often a text is right against its confidence, and of errors against what is accepted.
+
+    Beside the confidences stand the raw probabilities, where a calibration has changed them; a cross marks what the
+    model's threshold accepts.
+    """
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    diagram, curve = figure.subplots(1, 2)
+    probabilities, right = outcomes(evaluation)
+    confidences = np.array([reading.confidence for reading in evaluation.readings])
+    shown = {"confidence": confidences}
+    if (confidences != probabilities).any():
+        shown["raw probability"] = probabilities
+    diagram.plot((0, 1), (0, 1), color=UNKNOWN, linewidth=1, linestyle="dotted")
+    for name, values in shown.items():
+        bins = reliability(values, right)
+        error = expected_calibration_error(values, right)
+        label = f"{name}, ECE {error:.2%}"
+        diagram.plot([each.confidence for each in bins], [each.right for each in bins], marker="o", label=label)
+    diagram.set(xlabel="confidence", ylabel=f"share right, {BINS} bins of as many readings")
+    points = risk_coverage(confidences, right)
+    curve.plot(points.accepted / len(right), points.wrong / points.accepted, drawstyle="steps-post")
+    flags = np.array([bool(reading.accepted) for reading in evaluation.readings])
+    if flags.any():
+        curve.plot(flags.mean(), (flags & ~right).sum() / flags.sum(), "x", color=WRONG, label="accepted by threshold")
+        curve.legend()
+    curve.set(xlabel="share of texts accepted, the surest first", ylabel="share of errors among them")
+    diagram.legend()
+    for axes in (diagram, curve):
+        axes.grid(alpha=0.3)
     return figure
 
 

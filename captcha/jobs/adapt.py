@@ -155,7 +155,10 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
             log_weights(kept.checkpoint.to_bytes())
             log_seen(kept.seen)
             model = kept.checkpoint.model()
-            evaluation = training.log_recognizer(model, split, example, kept.seen, kept.number, inputs)
+            read_before = [replace(images.samples[i], text=initial.readings[i].text) for i in images.held_out]
+            said = f"held out, right where read as {parent.uri} reads it without augmentation"
+            held_out = training.HeldOut.augmented(read_before, said, settings, recipe)
+            evaluation = training.log_recognizer(model, split, example, kept.seen, kept.number, inputs, held_out)
             name, version, message = training.register_sent(settings.name)
     return AdaptOutcome(
         run_id=run.info.run_id,

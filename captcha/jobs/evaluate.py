@@ -7,7 +7,9 @@ from captcha.data.problems import Problem
 from captcha.data.samples import ImageMemory
 from captcha.data.seen import SeenError, SeenPixels
 from captcha.data.sources import Folder, parse_folder
+from captcha.evaluation.calibration import Figures
 from captcha.evaluation.results import evaluate as read
+from captcha.reading.confidence import UNCALIBRATED
 from captcha.reading.engine import Engine
 from captcha.settings import IMAGE_MEMORY, OnProblems
 from captcha.tracking.card import write_card
@@ -34,6 +36,8 @@ class EvaluateOutcome:
     """How many images training saw, as far as that is known; 0 where nothing is."""
     unknown: str | None
     """A model whose training pixels nobody noted: the evaluated one, or one that it was started from."""
+    confidence: Figures
+    """How well the confidences say what is right, of the images that `metrics` are of."""
 
     @property
     def overlap(self) -> int | None:
@@ -55,11 +59,23 @@ class EvaluateOutcome:
             said.append(f"which images {self.unknown} was trained on is not known")
         return "; ".join(said)
 
+    def confident(self) -> str:
+        """Return in one line what the confidences are worth, and what the model's threshold accepts."""
+        of = self.confidence
+        said = f"expected calibration error {of.ece:.2%}, Brier score {of.brier:.4f}; "
+        if of.coverage is None:
+            return said + f"{self.model} {UNCALIBRATED}"
+        return said + (
+            f"{of.accepted} of {of.readings} texts are accepted ({of.coverage:.2%}), {of.accepted_wrong} wrong among "
+            f"them, which proves that at most {of.error_bound:.2%} of such texts are (at 95 % confidence)"
+        )
+
     def as_json(self) -> dict[str, object]:
         """Return what `--json` prints."""
         names = ("run_id", "model", "version", "data_digest", "overlap")
         named = {name: getattr(self, name) for name in names}
-        return {**self.metrics, **named, "training_pixels_unknown": self.unknown, "all": self.metrics_of_all}
+        apart = {"training_pixels_unknown": self.unknown, "all": self.metrics_of_all}
+        return {**self.metrics, **named, **apart, "confidence": self.confidence.as_dict()}
 
 
 def evaluate(folder: str, model: str, problems: OnProblems = "stop", engine: Engine = "auto") -> EvaluateOutcome:
@@ -95,6 +111,7 @@ def evaluate(folder: str, model: str, problems: OnProblems = "stop", engine: Eng
             "data": source.written,
             "eval_digest": dataset.digest,
             UNKNOWN_TAG: seen.unknown,
+            "calibration": None if recognizer.calibration else f"none: {resolved.uri} {UNCALIBRATED}",
         }
         log_facts({name: value for name, value in (tags | _model_tags(resolved)).items() if value is not None})
         evaluation = read(recognizer, samples).put_apart(flags)
@@ -110,6 +127,7 @@ def evaluate(folder: str, model: str, problems: OnProblems = "stop", engine: Eng
             metrics_of_all=evaluation.metrics_of_all(),
             seen=seen.count,
             unknown=seen.unknown,
+            confidence=Figures.of(evaluation),
         )
         log_facts({NOTE: _description(outcome, resolved, source)})
     if resolved.name:

@@ -8,6 +8,7 @@ from pathlib import Path
 import captcha
 from captcha import CaptchaError
 from captcha.data.folders import refuse_existing
+from captcha.reading.confidence import UNCALIBRATED
 from captcha.reading.engine import MODEL_FILES
 from captcha.reading.recognizer import ARTIFACT, SETTINGS_FILE, Recognizer
 from captcha.tracking.descriptions import exact_match_sentence, measured, short_uri
@@ -68,6 +69,13 @@ def _readme(resolved: Resolved, recognizer: Recognizer, files: list[str]) -> str
         if int8
         else "There is one engine, fp32."
     )
+    calibration = recognizer.calibration
+    confidence = (
+        "The confidence says how often such a text is right: the exact CTC probability of the text, calibrated on "
+        f"readings of images held out from training. A text is accepted from {calibration.threshold:.4f} on."
+        if calibration
+        else f"The model {UNCALIBRATED}; `accepted` is None."
+    )
     return f"""# A reader of text CAPTCHAs
 
 Exported from {short_uri(resolved.uri)} by captcha {captcha.__version__}. It knows the characters \
@@ -81,10 +89,10 @@ python {READER} IMAGE.png
 ```python
 from read import Reader
 
-text, probability = Reader().read("image.png")
+text, confidence, accepted = Reader().read("image.png")
 ```
 
-The probability is the exact CTC probability of the text. {choice}
+{confidence} {choice}
 
 The graph takes uint8 `images` (N, 3, {recognizer.height}, W), RGB, W a multiple of 16, and gives `log_probs` \
 (T, N, C): natural logarithms, class 0 the blank, class i character i. `{READER}` shows how an image becomes such \

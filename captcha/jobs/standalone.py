@@ -36,17 +36,30 @@ def probability(log_probs: Any, labels: list[int]) -> float:
     return float(min(1.0, np.exp(np.logaddexp.reduce(total[-2:]))))
 
 
+def confidence(probability: float, calibration: Any) -> float:
+    """Return how often a text of this probability is right; the probability itself without a calibration."""
+    if not calibration:
+        return probability
+    kept = min(max(probability, 1e-6), 1 - 1e-6)
+    odds = calibration["slope"] * (np.log(kept) - np.log1p(-kept)) + calibration["intercept"]
+    return float(1 / (1 + np.exp(-np.clip(odds, -30, 30))))
+
+
 class Reader:
     """Reads images with the model in a folder; `engine` is fp32 or int8, by default the one that its training chose."""
 
     def __init__(self, folder: Path = Path(__file__).parent, engine: str | None = None) -> None:
         settings = json.loads((folder / "recognizer.json").read_text())
         self.characters, self.height = settings["vocabulary"], settings["height"]
+        self.calibration = settings.get("calibration")
         model = folder / FILES[engine or settings["served"]]
         self.session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
 
-    def read(self, source: Any) -> tuple[str, float]:
-        """Return the text of an image and its probability; `source` is a path, an open file or a PIL image."""
+    def read(self, source: Any) -> tuple[str, float, bool | None]:
+        """Return the text of an image, its confidence, and whether the model's threshold accepts it, None without one.
+
+        `source` is a path, an open file or a PIL image.
+        """
         image = source if isinstance(source, Image.Image) else Image.open(source)
         image = ImageOps.exif_transpose(image).convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -60,7 +73,9 @@ class Reader:
         (log_probs,) = self.session.run(["log_probs"], {"images": batch})
         path = log_probs[:, 0].argmax(axis=1)
         labels = [int(now) for before, now in zip([0, *path[:-1]], path, strict=True) if now and now != before]
-        return "".join(self.characters[label - 1] for label in labels), probability(log_probs[:, 0], labels)
+        sure = confidence(probability(log_probs[:, 0], labels), self.calibration)
+        accepted = bool(labels) and sure >= self.calibration["threshold"] if self.calibration else None
+        return "".join(self.characters[label - 1] for label in labels), sure, accepted
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from captcha.evaluation.results import Evaluation, evaluate
 from captcha.reading.engine import Precision, auto_on_this_cpu
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import NONE, TrainSettings, project_root
+from captcha.settings import NONE, AdaptSettings, TrainSettings, project_root
 from captcha.tracking import signals
 from captcha.tracking.descriptions import COLOUR, colour, run_name
 from captcha.tracking.entries import log_figure, log_json, log_metrics
@@ -34,6 +34,7 @@ from captcha.tracking.models import OWN, Parent, load_parent, log_model, log_see
 from captcha.tracking.outbox import is_outage
 from captcha.tracking.records import (
     ImageSet,
+    log_calibration,
     log_engines,
     log_facts,
     log_inputs,
@@ -47,6 +48,7 @@ from captcha.tracking.registry import register
 from captcha.tracking.runs import active_folder, active_outbox, active_run_id, connect, tracked_run, unsent
 from captcha.tracking.unfinished import Asked, Parts, Unfinished, refuse_changes, taken_up
 from captcha.training import recipe as recipes
+from captcha.training.augmentation import augmented
 from captcha.training.batches import Batches
 from captcha.training.checkpoint import Checkpoint, CheckpointError, warm_start
 from captcha.training.export import QuantisationError, int8_instructions, to_int8, to_onnx, torch_recognizer
@@ -68,8 +70,32 @@ logger = logging.getLogger(__name__)
 
 EPOCHS_PER_PICTURE = 5
 
-CALIBRATION_IMAGES = 200
+RANGE_IMAGES = 200
 """Training images, without augmentation, whose activations set the ranges of the int8 engine."""
+
+HELD_OUT_READINGS, HELD_OUT_PASSES = 1000, 8
+"""At most so many readings of augmented images that were not learned from calibrate, of each image at most 8."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Images that a model has not learned from, whose readings calibrate it."""
+
+    samples: list[Sample]
+    said: str
+    """What they are, and what tells which readings are right."""
+    precision: float
+    """The wanted share of right texts among those accepted."""
+
+    @classmethod
+    def augmented(
+        cls, samples: Sequence[Sample], said: str, settings: TrainSettings | AdaptSettings, recipe: Recipe
+    ) -> "HeldOut":
+        """Return the images, changed as in training at full strength: a small part as it is holds few mistakes."""
+        some = samples[:: -(-len(samples) // HELD_OUT_READINGS)]
+        passes = min(HELD_OUT_PASSES, HELD_OUT_READINGS // len(some))
+        changed = list(augmented(some, passes, settings.seed, recipe.augmentation))
+        return cls(changed, f"{said}, augmented: {passes} x {len(some)} readings", settings.precision)
 
 
 @dataclass(frozen=True)
@@ -277,7 +303,8 @@ def learn(
         log_seen(seen, numbered=not fitted.stopped)
     if fitted.stopped:
         raise fitted.stopped
-    evaluation = log_recognizer(fitted.model, split, example, seen, fitted.epoch, images)
+    held_out = HeldOut.augmented(split.validation, "validation", settings, recipe)
+    evaluation = log_recognizer(fitted.model, split, example, seen, fitted.epoch, images, held_out)
     assert evaluation  # a split has a test part
     log_figure(learning_curves(fitted.history), "learning_curves.png")
     return Learned(evaluation, checkpoint, seen)
@@ -596,12 +623,18 @@ def _warn(warning: str | None) -> None:
 
 
 def log_recognizer(
-    model: Crnn, split: Split, example: Path, seen: SeenPixels, step: int, images: Mapping[str, ImageSet]
+    model: Crnn,
+    split: Split,
+    example: Path,
+    seen: SeenPixels,
+    step: int,
+    images: Mapping[str, ImageSet],
+    held_out: HeldOut,
 ) -> Evaluation | None:
-    """Export the model, check it on the validation images, log it, and test it where there are test images.
+    """Export the model, check it on the validation images, calibrate it, log it, and test it where there are images.
 
     `step` is that of the metrics which the model has earned, `images` the sides of the split as MLflow knows
-    them. Images that training has seen are put apart.
+    them, `held_out` what calibrates it. Test images that training has seen are put apart.
 
     The engine that the model is served with on this machine is tested; the run has what the other one reads, too.
 
@@ -611,7 +644,7 @@ def log_recognizer(
     logger.info("exporting and testing the model")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / ARTIFACT
-        engines, facts, digests = save_engines(model, split, folder)
+        engines, facts, digests = save_engines(model, split, folder, held_out)
         log_facts({f"sha256.{name}": digest for name, digest in digests.items()})
         validation = images["validation"]
         log_model(folder, example.read_bytes(), step, (validation.name, validation.digest))
@@ -630,9 +663,9 @@ def log_recognizer(
 
 
 def save_engines(
-    model: Crnn, split: Split, folder: Path
+    model: Crnn, split: Split, folder: Path, held_out: HeldOut
 ) -> tuple[dict[Precision, Recognizer], dict[str, Any], dict[str, str]]:
-    """Write a model's recogniser, in fp32 and in int8; validation decides which of the two is served.
+    """Write a model's recogniser, in fp32 and in int8; validation decides which is served, held-out images calibrate.
 
     Returns:
         The engines, what was measured of them, and the sha256 of each file.
@@ -641,35 +674,33 @@ def save_engines(
         TrainingError: the exported model does not agree with the trained one.
     """
     graph = to_onnx(model)
-    calibration = split.train[:: max(1, len(split.train) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
+    of_ranges = split.train[:: max(1, len(split.train) // RANGE_IMAGES)][:RANGE_IMAGES]
     int8, reason = None, ""
     try:
-        int8 = to_int8(graph, model.height, [sample.image for sample in calibration])
+        int8 = to_int8(graph, model.height, [sample.image for sample in of_ranges])
     except QuantisationError as error:
         reason = str(error)
-    digests = save_recognizer(folder, graph, model.vocabulary, model.height, int8)
+    save_recognizer(folder, graph, model.vocabulary, model.height, int8)
     engines: dict[Precision, Recognizer] = {"fp32": Recognizer.load(folder, "fp32")}
     if difference := disagreement(torch_recognizer(model), engines["fp32"], split.validation):
         raise TrainingError(f"the exported model is not the trained one: {difference}; nothing is registered")
+    served: Precision = "fp32"
+    int8_on = int8_instructions(model)
+    facts: dict[str, Any] = {}
     if int8 is None:
         logger.warning("the model is served in fp32 alone: %s", reason)
-        return engines, {"served": "fp32", "tested": "fp32", "reason": reason}, digests
-    engines["int8"] = Recognizer.load(folder, "int8")
-    compared = EnginesCompared.of(*(evaluate(engine, split.validation) for engine in engines.values()))
-    served: Precision = "int8" if compared.alike else "fp32"
-    int8_on = int8_instructions(model)
-    digests = save_recognizer(folder, graph, model.vocabulary, model.height, int8, served, int8_on)
-    reason = f"{compared.differing} of {compared.images} validation texts differ between int8 and fp32"
-    times = dict(zip(engines, milliseconds(list(engines.values()), split.validation), strict=True))
-    facts = {
-        "served": served,
-        "tested": auto_on_this_cpu(served, int8_on),
-        "reason": reason,
-        "validation": vars(compared),
-        "milliseconds": times,
-        "int8_on": int8_on,
-    }
-    return engines, facts, digests
+    else:
+        engines["int8"] = Recognizer.load(folder, "int8")
+        compared = EnginesCompared.of(*(evaluate(engine, split.validation) for engine in engines.values()))
+        served = "int8" if compared.alike else "fp32"
+        reason = f"{compared.differing} of {compared.images} validation texts differ between int8 and fp32"
+        times = dict(zip(engines, milliseconds(list(engines.values()), split.validation), strict=True))
+        facts = {"validation": vars(compared), "milliseconds": times, "int8_on": int8_on}
+    tested = auto_on_this_cpu(served, int8_on)
+    calibration = log_calibration(evaluate(engines[tested], held_out.samples), held_out.said, held_out.precision)
+    digests = save_recognizer(folder, graph, model.vocabulary, model.height, int8, served, int8_on, calibration)
+    engines = {name: Recognizer.load(folder, name) for name in engines}
+    return engines, {"served": served, "tested": tested, "reason": reason, **facts}, digests
 
 
 def describe_run() -> None:

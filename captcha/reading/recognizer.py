@@ -2,23 +2,25 @@
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from captcha.reading.confidence import Calibration
 from captcha.reading.ctc import beam_search_decode, greedy_decode, text_and_character_probabilities
 from captcha.reading.engine import MODEL_FILES, VNNI, Engine, Precision, RecognizerError, auto_on_this_cpu, onnx_runtime
 from captcha.reading.images import Image, ImageError, ImageSource, load_image, padded_width, resize_to_height, stack
 from captcha.reading.stopping import stop_if_unwanted
 from captcha.reading.vocabulary import Vocabulary
 
-FORMAT = 2
-"""Of what SETTINGS_FILE says. Format 1 knew one engine, fp32."""
+FORMAT = 3
+"""Of what SETTINGS_FILE says. Format 1 knew one engine, fp32; format 2 no calibration."""
 
 SETTINGS_FILE = "recognizer.json"
 ARTIFACT = "recognizer"
@@ -35,11 +37,27 @@ Decoder = Literal["greedy", "beam"]
 
 @dataclass(frozen=True)
 class Reading:
-    """What an image says: the text, its probability, and that of each character against any other in its place."""
+    """What an image says: the text, and how sure that is."""
 
     text: str
     confidence: float
+    """How often a text of this probability is right; the probability itself where the model has no calibration."""
     character_confidences: list[float]
+    """The probability of each character against any other in its place."""
+    probability: float = math.nan
+    """The exact CTC probability of the text, by the model alone; where it is not given, the confidence is this."""
+    accepted: bool | None = None
+    """Whether the confidence reaches the model's threshold; None where it has none. Nothing read is not accepted."""
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.probability):
+            object.__setattr__(self, "probability", self.confidence)
+
+    def judged(self, min_confidence: float | None) -> "Reading":
+        """Return the reading, accepted by this least confidence in place of the model's; None keeps the model's."""
+        if min_confidence is None:
+            return self
+        return replace(self, accepted=bool(self.text) and self.confidence >= min_confidence)
 
 
 class Recognizer:
@@ -56,11 +74,13 @@ class Recognizer:
         vocabulary: Vocabulary,
         height: int,
         precision: Precision = "fp32",
+        calibration: Calibration | None = None,
     ) -> None:
         self.log_probs_of = log_probs_of
         self.precision = precision
         self.vocabulary = vocabulary
         self.height = height
+        self.calibration = calibration
 
     @classmethod
     def load(cls, folder: Path, engine: Engine = "auto") -> "Recognizer":
@@ -75,17 +95,18 @@ class Recognizer:
         written = _read(folder / SETTINGS_FILE)
         try:
             saved = json.loads(written)
-            if saved["format"] not in (1, FORMAT):
+            if saved["format"] not in range(1, FORMAT + 1):
                 raise RecognizerError(
                     f"{folder / SETTINGS_FILE} has format {saved['format']!r}, this version reads {FORMAT}: "
                     "use the version that wrote it"
                 )
+            expected = dict(saved.pop("sha256"))
+            if _settings_sha256(saved) != expected[SETTINGS_FILE]:
+                raise RecognizerError(f"{folder / SETTINGS_FILE} is not the file that was saved: its sha256 differs")
             vocabulary, height = Vocabulary(saved["vocabulary"]), int(saved["height"])
             served: Precision = saved.get("served", "fp32")
-            int8_on = [str(each) for each in saved.get("int8_on", ())]
-            expected = dict(saved["sha256"])
-            if _settings_sha256(vocabulary, height, served, int8_on, saved["format"]) != expected[SETTINGS_FILE]:
-                raise RecognizerError(f"{folder / SETTINGS_FILE} is not the file that was saved: its sha256 differs")
+            int8_on = [str(each) for each in saved.get("int8_on", VNNI)]
+            calibration = Calibration.of(saved["calibration"]) if saved.get("calibration") else None
             expected[MODEL_FILES["fp32"]], MODEL_FILES[served]
         except RecognizerError:
             raise
@@ -98,7 +119,7 @@ class Recognizer:
         model = _read(folder / file)
         if _sha256(model) != expected[file]:
             raise RecognizerError(f"{folder / file} is not the file that was saved: its sha256 differs")
-        return cls(onnx_runtime(model, folder / file), vocabulary, height, precision)
+        return cls(onnx_runtime(model, folder / file), vocabulary, height, precision, calibration)
 
     @overload  # a str is a sequence of str too, but one path
     def read(  # type: ignore[overload-overlap]
@@ -180,14 +201,20 @@ class Recognizer:
     def decode(
         self, log_probs: NDArray[np.float32], decoder: Decoder = "greedy", beam_width: int = 10
     ) -> list[Reading]:
-        """Return what log_probs (T, N, C) say, with the exact CTC probability of each text."""
+        """Return what log_probs (T, N, C) say, with the exact CTC probability of each text, calibrated."""
         labels = greedy_decode(log_probs) if decoder == "greedy" else beam_search_decode(log_probs, beam_width)
         log_probabilities, characters = text_and_character_probabilities(log_probs, labels)
         # Rounding in the model's float32 can lift a certain text a little above 1.
-        confidences = np.exp(np.minimum(log_probabilities, 0.0))
+        probabilities = np.exp(np.minimum(log_probabilities, 0.0))
+        calibration = self.calibration
+        confidences = calibration.confidences(probabilities) if calibration else probabilities
         return [
-            Reading(self.vocabulary.decode(text), float(confidence), shares)
-            for text, confidence, shares in zip(labels, confidences, characters, strict=True)
+            Reading(self.vocabulary.decode(text), confidence, shares, probability).judged(
+                calibration.threshold if calibration else None
+            )
+            for text, confidence, shares, probability in zip(
+                labels, confidences.tolist(), characters, probabilities.tolist(), strict=True
+            )
         ]
 
 
@@ -207,28 +234,29 @@ def save_recognizer(
     int8: bytes | None = None,
     served: Precision = "fp32",
     int8_on: Sequence[str] = VNNI,
+    calibration: Calibration | None = None,
 ) -> dict[str, str]:
     """Write what `Recognizer.load` reads, and return the sha256 of each file's content by its name.
 
     `model` and `int8`, the same model quantised, are ONNX graphs, their weights inside: uint8 `images`
     (N, 3, height, W) to float32 `log_probs` (T, N, C). `served` is the one that the engine `auto` stands for, on a
-    CPU with one of the instructions `int8_on`; on others that is fp32.
+    CPU with one of the instructions `int8_on`; on others that is fp32. Both have one calibration: they read alike.
     """
     folder.mkdir(parents=True, exist_ok=True)
     graphs = {MODEL_FILES["fp32"]: model} | ({MODEL_FILES["int8"]: int8} if int8 else {})
     sha256 = {name: _sha256(content) for name, content in graphs.items()}
-    sha256[SETTINGS_FILE] = _settings_sha256(vocabulary, height, served, int8_on, FORMAT)
-    settings = {
+    settings: dict[str, Any] = {
         "format": FORMAT,
         "vocabulary": vocabulary.characters,
         "height": height,
         "served": served,
         "int8_on": list(int8_on),
-        "sha256": sha256,
+        "calibration": calibration.as_dict() if calibration else None,
     }
+    sha256[SETTINGS_FILE] = _settings_sha256(settings)
     for name, content in graphs.items():
         (folder / name).write_bytes(content)
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / SETTINGS_FILE).write_text(json.dumps({**settings, "sha256": sha256}, indent=2) + "\n")
     return sha256
 
 
@@ -243,11 +271,6 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _settings_sha256(
-    vocabulary: Vocabulary, height: int, served: Precision, int8_on: Sequence[str], version: int
-) -> str:
-    """Return the sha256 of what the settings say: a file cannot hold its own."""
-    content: dict[str, Any] = {"format": version, "height": height, "vocabulary": vocabulary.characters}
-    if version > 1:
-        content |= {"served": served, "int8_on": list(int8_on)}
-    return _sha256(json.dumps(content, sort_keys=True).encode())
+def _settings_sha256(settings: dict[str, Any]) -> str:
+    """Return the sha256 of what the settings say beside the files' sha256: a file cannot hold its own."""
+    return _sha256(json.dumps(settings, sort_keys=True).encode())

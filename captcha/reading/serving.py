@@ -70,7 +70,7 @@ class CaptchaModel(PythonModel):
         _ask_for_frames()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Return text, confidence and character_confidences of each row's `image`.
+        """Return text, confidence, probability, accepted and character_confidences of each row's `image`.
 
         An image is a file's content, in base64 with or without a `data:` prefix and line breaks, or as bytes; from
         Python also an array (H, W), (H, W, 3) or (H, W, 4) of uint8, or a PIL image.
@@ -84,13 +84,16 @@ class CaptchaModel(PythonModel):
             raise RequestError(f"decoder must be {' or '.join(get_args(Decoder))}, not {decoder!r:.40}")
         if not isinstance(beam_width, int) or not 1 <= beam_width <= MAX_BEAM_WIDTH:
             raise RequestError(f"beam_width must be 1 to {MAX_BEAM_WIDTH}, not {beam_width}")
+        least = params.get("min_confidence")
+        if least is not None and not (isinstance(least, int | float) and 0 <= least <= 1):
+            raise RequestError(f"min_confidence must be 0 to 1, not {least!r:.40}")
         if len(model_input) > MAX_ROWS:
             raise RequestError(f"{len(model_input)} rows, more than the {MAX_ROWS} allowed in one request")
         rows = _Rows(model_input["image"], self.recognizer.height)
         try:
             with deadline(DEADLINE):
                 rows.check(beam_width if decoder == "beam" else None)
-                readings = self.recognizer.read(rows, decoder, beam_width)
+                readings = [each.judged(least) for each in self.recognizer.read(rows, decoder, beam_width)]
         except RecognizerError as error:  # the model's fault, not the caller's
             raise RequestError(str(error), INTERNAL_ERROR) from None
         except StoppedError:
@@ -100,6 +103,8 @@ class CaptchaModel(PythonModel):
             {
                 "text": pd.Series([reading.text for reading in readings], dtype=object),
                 "confidence": pd.Series([reading.confidence for reading in readings], dtype=float),
+                "probability": pd.Series([reading.probability for reading in readings], dtype=float),
+                "accepted": pd.Series([reading.accepted for reading in readings], dtype=object),
                 "character_confidences": pd.Series([r.character_confidences for r in readings], dtype=object),
             }
         )

@@ -23,6 +23,7 @@ from captcha.server.visits import RefusalError
 
 IMAGE_KINDS = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif")
 JSON_FORMS = ("inputs", "instances", "dataframe_split", "dataframe_records")
+PARAMS = ("decoder", "beam_width", "min_confidence")
 KINDS = ("application/json", "text/csv", "multipart/form-data", *IMAGE_KINDS)
 
 csv.field_size_limit(max(csv.field_size_limit(), MAX_BODY))
@@ -30,7 +31,7 @@ csv.field_size_limit(max(csv.field_size_limit(), MAX_BODY))
 
 @dataclass(frozen=True)
 class Form:
-    """What a request asks for: images in base64, and the parameters `decoder` and `beam_width`."""
+    """What a request asks for: images in base64, and the parameters named in PARAMS."""
 
     images: Sequence[str]
     params: dict[str, Any] = field(default_factory=dict)
@@ -185,6 +186,8 @@ def _read_upload(content_type: str, body: bytes) -> Form:
     params: dict[str, Any] = {name: value for name, value in items if isinstance(value, str)}
     if re.fullmatch(r"[0-9]{1,9}", params.get("beam_width", "")):  # a form's fields are text
         params["beam_width"] = int(params["beam_width"])
+    if re.fullmatch(r"[01](\.[0-9]{1,20})?", params.get("min_confidence", "")):
+        params["min_confidence"] = float(params["min_confidence"])
     if not files:
         raise RefusalError(400, "the form upload has no file: each image must have a filename")
     return _checked([base64.b64encode(content).decode() for content in files], params)
@@ -207,11 +210,14 @@ def _checked(images: Iterable[object], params: object) -> Form:
         more = f"; and {len(problems) - 3} rows more" if len(problems) > 3 else ""
         raise RefusalError(400, "; ".join(problems[:3]) + more + " (the first row is row 0)")
     params = {} if params is None else params
-    if not isinstance(params, dict) or not params.keys() <= {"decoder", "beam_width"}:
-        raise RefusalError(400, "params must be an object of no other names than decoder and beam_width")
+    if not isinstance(params, dict) or not params.keys() <= set(PARAMS):
+        raise RefusalError(400, f"params must be an object of no other names than {', '.join(PARAMS)}")
     if params.get("decoder", "greedy") not in get_args(Decoder):
         raise RefusalError(400, f"decoder must be {' or '.join(get_args(Decoder))}")
     width = params.get("beam_width", 1)
     if type(width) is not int or not 1 <= width <= MAX_BEAM_WIDTH:
         raise RefusalError(400, f"beam_width must be a whole number from 1 to {MAX_BEAM_WIDTH}")
+    least = params.get("min_confidence")
+    if least is not None and not (type(least) in (int, float) and 0 <= least <= 1):
+        raise RefusalError(400, "min_confidence must be a number from 0 to 1")
     return Form(texts, params)

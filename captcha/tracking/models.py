@@ -59,10 +59,18 @@ SIGNATURE = ModelSignature(
         [
             ColSpec(DataType.string, "text"),
             ColSpec(DataType.double, "confidence"),
+            ColSpec(DataType.double, "probability"),
+            ColSpec(DataType.boolean, "accepted", required=False),  # null where a model has no threshold
             ColSpec(Array(DataType.double), "character_confidences"),
         ]
     ),
-    params=ParamSchema([ParamSpec("decoder", DataType.string, "greedy"), ParamSpec("beam_width", DataType.long, 10)]),
+    params=ParamSchema(
+        [
+            ParamSpec("decoder", DataType.string, "greedy"),
+            ParamSpec("beam_width", DataType.long, 10),
+            ParamSpec("min_confidence", DataType.double, None),
+        ]
+    ),
 )
 
 

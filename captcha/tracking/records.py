@@ -22,9 +22,11 @@ from PIL import Image
 from captcha.data.problems import Problem, printable
 from captcha.data.samples import Sample, Split, digest
 from captcha.data.sources import Folder, Source
+from captcha.evaluation.calibration import Figures, calibrate, outcomes
 from captcha.evaluation.metrics import character_confusion
 from captcha.evaluation.out_of_fold import Figures, OutOfFold
 from captcha.evaluation.results import Evaluation
+from captcha.reading.confidence import Calibration
 from captcha.settings import written
 from captcha.tracking.entries import (
     Write,
@@ -42,6 +44,9 @@ from captcha.tracking.entries import (
 )
 from captcha.tracking.models import find, first_line
 from captcha.tracking.runs import RegistryError
+
+CONFIDENCE_METRICS = ("ece", "brier", "coverage")
+"""Those of `Figures` that MLflow draws; all stand in the test's JSON."""
 
 THUMBNAILS = 100
 """Rows of a test's table that show their image: a file is logged for each, over a network a request."""
@@ -119,21 +124,25 @@ def log_test(
     """Log the figures of a test, its tables and pictures; all names begin with the prefix.
 
     Exact match and character error rate are metrics, which MLflow draws; all figures stand in `test.json`, and what
-    a person compares by in tags. `test_predictions.json` has every reading and `test_confusion.json` every pair of
+    a person compares by in tags. How well the confidences say what is right is `confidence` in `test.json` and
+    `test_confidence.png`. `test_predictions.json` has every reading and `test_confusion.json` every pair of
     characters, mistakes first; `test_mistakes.png` and `test_predictions.png` show the mistakes and the first images.
     `model` is the id of the logged model measured, or OWN, and `images` the data set.
     """
-    from captcha.evaluation.plots import confusion_figure, mistake_grid, prediction_grid  # brings matplotlib, as above
+    # Brings matplotlib, as above.
+    from captcha.evaluation.plots import confidence_figure, confusion_figure, mistake_grid, prediction_grid
 
-    figures = evaluation.metrics()
-    drawn = {f"{prefix}/{key}": figures[key] for key in ("exact_match", "cer")}
+    figures: dict[str, float | None] = dict(evaluation.metrics())
+    confidence = Figures.of(evaluation).as_dict()
+    drawn = {f"{prefix}/{key}": each for key in ("exact_match", "cer") if (each := figures[key]) is not None}
+    drawn |= {f"{prefix}/{key}": each for key in CONFIDENCE_METRICS if (each := confidence[key]) is not None}
     of = (images.name, images.digest) if images else None
     log_metrics(drawn, step=0, model=model, dataset=of)  # MLflow draws one bar for a metric at step 0
     repeats = evaluation.with_repeats()
     if repeats.samples:
         figures |= {"exact_match_repeats": repeats.exact_match, "n_repeats": len(repeats.samples)}
     of_all = {"all": evaluation.metrics_of_all()} if evaluation.seen else {}
-    log_json(figures | of_all, f"{prefix}.json")
+    log_json(figures | of_all | {"confidence": confidence}, f"{prefix}.json")
     log_facts(
         {
             f"{prefix}_images": len(evaluation.samples),
@@ -145,6 +154,7 @@ def log_test(
     predictions = _predictions(evaluation, f"{prefix}_predictions")
     log_tables({f"{prefix}_predictions.json": predictions, f"{prefix}_confusion.json": _confusions(evaluation)})
     log_figure(confusion_figure(evaluation), f"{prefix}_confusion.png")
+    log_figure(confidence_figure(evaluation), f"{prefix}_confidence.png")
     log_picture(mistake_grid(evaluation), f"{prefix}_mistakes.png")
     log_picture(prediction_grid(evaluation), f"{prefix}_predictions.png")
 
@@ -159,6 +169,8 @@ def _predictions(evaluation: Evaluation, table: str) -> pd.DataFrame:
         "prediction": [_quoted(text) for text in ordered.predictions],
         "right": [p == r for p, r in zip(ordered.predictions, ordered.references, strict=True)],
         "confidence": [reading.confidence for reading in ordered.readings],
+        "probability": [reading.probability for reading in ordered.readings],
+        "accepted": [reading.accepted for reading in ordered.readings],
     }
     files = [str(sample.folder.resolve() / sample.name) for sample in ordered.samples if sample.folder]
     return pd.DataFrame(columns | ({"file": files} if len(files) == len(ordered.samples) else {}))
@@ -208,6 +220,17 @@ def log_engines(facts: Mapping[str, Any]) -> None:
     log_facts({"engine": facts["served"], "engine_reason": facts["reason"], "engine_tested": facts["tested"]})
     if times := facts.get("milliseconds"):
         log_metrics({f"engine/{name}_ms": each for name, each in times.items()})
+
+
+def log_calibration(held_out: Evaluation, said: str, precision: float) -> Calibration:
+    """Return the calibration that held-out readings give, and log it, what they are, and its figures on themselves."""
+    probabilities, right = outcomes(held_out)
+    calibration = calibrate(probabilities, right, precision)
+    log_json({"readings_of": said, "precision": precision, **calibration.as_dict()}, "calibration.json")
+    log_facts(
+        {"calibration": f"{said}, {int((~right).sum())} of them wrong", "threshold": f"{calibration.threshold:.6f}"}
+    )
+    return calibration
 
 
 def log_overlap(evaluation: Evaluation) -> None:

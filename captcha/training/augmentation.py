@@ -1,11 +1,16 @@
 """Random changes to a batch of images, as tensor operations: what a reader must not depend on."""
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from captcha.data.samples import Sample
+from captcha.reading.images import stack
 from captcha.training import recipe
 from captcha.training.recipe import Augmentation
 
@@ -29,6 +34,17 @@ def augment(
     _cross(pixels, strength, generator, full)
     _erase(pixels, strength, generator, full)
     return _blur_and_noise(pixels, strength, generator, full)
+
+
+def augmented(
+    samples: Sequence[Sample], passes: int, seed: int, full: Augmentation = recipe.DEFAULT.augmentation
+) -> Iterator[Sample]:
+    """Yield every sample `passes` times, its image changed at full strength; seed and place say how."""
+    for place, sample in enumerate(samples[i] for _ in range(passes) for i in range(len(samples))):
+        (number,) = np.random.SeedSequence([seed, place]).generate_state(1, np.uint64).tolist()
+        pixels = augment(torch.from_numpy(stack([sample.image])), 1.0, torch.Generator().manual_seed(number), full)[0]
+        changed = pixels.clamp(0, 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        yield replace(sample, pixels=changed, digest="")
 
 
 def _uniform(images: Tensor, low: float, high: float, generator: Generator, shape: tuple[int, ...] = ()) -> Tensor:

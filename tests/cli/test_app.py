@@ -22,6 +22,7 @@ from captcha import __version__
 from captcha.cli import app as cli
 from captcha.cli import commands, terminal
 from captcha.cli.options import EngineOption
+from captcha.evaluation.calibration import Figures as ConfidenceFigures
 from captcha.evaluation.out_of_fold import Figures, OutOfFold, Suspect
 from captcha.jobs import audit, compare, crossval, evaluate, predict, train
 from captcha.jobs.audit import AuditOutcome
@@ -152,7 +153,8 @@ def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Ca
     asked: list[object] = []
 
     of_all = {**FIGURES, "exact_match": 0.995, "n": 300}
-    outcome = EvaluateOutcome("r1", "models:/m/2", 2, "d1", FIGURES, of_all, 5000, None)
+    confidence = ConfidenceFigures(100, 1, 0.012, 0.03, 0.005, 0.009, 0.97, 98, 0, 0.0301)
+    outcome = EvaluateOutcome("r1", "models:/m/2", 2, "d1", FIGURES, of_all, 5000, None, confidence)
 
     def stand_in(folder: str, model: str, problems: str, engine: str) -> EvaluateOutcome:
         asked.append((folder, model, problems))
@@ -165,6 +167,8 @@ def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Ca
     assert capsys.readouterr().out == (
         "exact match 99.00% (95 % interval 95.00% to 99.80%), 1 of 100 wrong, character error rate 0.20%\n"
         "training saw 200 of the folder's 300 images, which are left out here; of all 300, 99.50% are read exactly\n"
+        "expected calibration error 1.20%, Brier score 0.0050; 98 of 100 texts are accepted (98.00%), 0 wrong among "
+        "them, which proves that at most 3.01% of such texts are (at 95 % confidence)\n"
         "\nopen the view of r1\n"
     )
     assert run("evaluate", str(tmp_path), "--model", "models:/m/2", "--problems", "leave-out", "--json") == 0
@@ -175,6 +179,7 @@ def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Ca
         "data_digest": "d1",
         "overlap": 200,
         "training_pixels_unknown": None,
+        "confidence": confidence.as_dict(),
         "all": of_all,
     }
     assert asked == [
@@ -258,25 +263,41 @@ def test_predict_reads_the_others_where_one_file_cannot_be_read(
 ) -> None:
     for name in ("b.png", "a.PNG", "notes.txt"):
         (tmp_path / name).touch()
+    asked: list[object] = []
 
     def stand_in(files: list[Path], *options: object) -> list[Reading | ImageError]:
-        assert options == ("models:/captcha-crnn@champion", "beam", 10, "auto")
-        return [
-            ImageError(f"{f}: empty\nfile") if f.name == "b.png" else Reading("2b", 0.875, [0.9, 0.95]) for f in files
-        ]
+        assert options[:4] == ("models:/captcha-crnn@champion", "beam", 10, "auto")
+        asked.append(options[4])
+        reading = Reading("2b", 0.875, [0.9, 0.95], 0.75, True)
+        return [ImageError(f"{f}: empty\nfile") if f.name == "b.png" else reading for f in files]
 
     monkeypatch.setattr(predict, "predict", stand_in)
     assert run("predict", str(tmp_path), "x.png", "--decoder", "beam") == 1
     printed = capsys.readouterr()
-    assert printed.out == f"{tmp_path / 'a.PNG'}\t2b\t0.8750\nx.png\t2b\t0.8750\n"
+    assert printed.out == f"{tmp_path / 'a.PNG'}\t2b\t0.8750\taccepted\nx.png\t2b\t0.8750\taccepted\n"
     assert printed.err == f"captcha: {tmp_path / 'b.png'}: empty file\n"
 
     assert run("predict", "x.png", str(tmp_path / "b.png"), "--decoder", "beam", "--json") == 1
     assert json.loads(capsys.readouterr().out) == [
-        {"file": "x.png", "text": "2b", "confidence": 0.875, "character_confidences": [0.9, 0.95]},
+        {
+            "file": "x.png",
+            "text": "2b",
+            "confidence": 0.875,
+            "character_confidences": [0.9, 0.95],
+            "probability": 0.75,
+            "accepted": True,
+        },
         {"file": str(tmp_path / "b.png"), "error": f"{tmp_path / 'b.png'}: empty\nfile"},
     ]
-    assert run("predict", "x.png", "--decoder", "beam") == 0
+    assert run("predict", "x.png", "--decoder", "beam", "--min-confidence", "0.25") == 0
+    assert asked == [None, None, 0.25]
+
+
+@pytest.mark.parametrize("bad", ["1.01", "-0.1", "nan", "high"])
+def test_a_least_confidence_that_is_none_is_one_line(bad: str, capsys: Capture) -> None:
+    assert run("predict", "x.png", "--min-confidence", bad) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--min-confidence" in line
 
 
 @pytest.mark.parametrize("width", ["101", "1000000"])

@@ -323,8 +323,8 @@ def test_changed_settings_are_refused(folder: Path, key: str, value: object) -> 
 
 def test_an_unknown_format_says_so(folder: Path) -> None:
     settings = json.loads((folder / "recognizer.json").read_text())
-    (folder / "recognizer.json").write_text(json.dumps({**settings, "format": 3}))
-    with pytest.raises(RecognizerError, match="has format 3, this version reads 2"):
+    (folder / "recognizer.json").write_text(json.dumps({**settings, "format": 4}))
+    with pytest.raises(RecognizerError, match="has format 4, this version reads 3"):
         Recognizer.load(folder)
 
 

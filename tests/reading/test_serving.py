@@ -196,7 +196,7 @@ def test_every_form_of_request_reads_its_images(model: Any, form: str) -> None:
     assert status == 200
     assert [row["text"] for row in answer["predictions"]] == ["abc", "c", "abbaca"]
     for row in answer["predictions"]:
-        assert set(row) == {"text", "confidence", "character_confidences"}
+        assert set(row) == {"text", "confidence", "probability", "accepted", "character_confidences"}
         assert 0.9 < row["confidence"] <= 1
         assert len(row["character_confidences"]) == len(row["text"])
         assert all(0.9 < share <= 1 for share in row["character_confidences"])
@@ -698,11 +698,14 @@ def test_the_signature_says_what_goes_in_and_comes_out(model: Any) -> None:
     assert [(column["name"], column["type"]) for column in json.loads(signature["outputs"])] == [
         ("text", "string"),
         ("confidence", "double"),
+        ("probability", "double"),
+        ("accepted", "boolean"),
         ("character_confidences", "array"),
     ]
     assert [(param["name"], param["default"]) for param in json.loads(signature["params"])] == [
         ("decoder", "greedy"),
         ("beam_width", 10),
+        ("min_confidence", None),
     ]
 
 

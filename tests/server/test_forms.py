@@ -66,6 +66,7 @@ UPLOAD = (
     b'--X\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\nABC\r\n'
     b'--X\r\nContent-Disposition: form-data; name="decoder"\r\n\r\nbeam\r\n'
     b'--X\r\nContent-Disposition: form-data; name="beam_width"\r\n\r\n5\r\n'
+    b'--X\r\nContent-Disposition: form-data; name="min_confidence"\r\n\r\n0.75\r\n'
     b'--X\r\nContent-Disposition: form-data; name="other"; filename="b.png"\r\n\r\nDEF\r\n--X--\r\n'
 )
 
@@ -73,7 +74,7 @@ UPLOAD = (
 def test_a_form_upload_gives_its_files_and_its_fields() -> None:
     form = read_form("multipart/form-data; boundary=X", UPLOAD)
     assert list(form.images) == IMAGES
-    assert form.params == {"decoder": "beam", "beam_width": 5}
+    assert form.params == {"decoder": "beam", "beam_width": 5, "min_confidence": 0.75}
 
 
 @pytest.mark.parametrize(
@@ -140,12 +141,19 @@ def test_bad_csv_is_refused(body: bytes) -> None:
             "row 1: the image is null; row 2: the image must be text in base64",
         ),
         ('{"inputs": ["A"], "params": ["beam"]}', "params must be an object"),
-        ('{"inputs": ["A"], "params": {"beam_widht": 5}}', "no other names than decoder and beam_width"),
+        ('{"inputs": ["A"], "params": {"beam_widht": 5}}', "no other names than decoder, beam_width, min_confidence"),
         ('{"inputs": ["A"], "params": {"decoder": "SECRET"}}', "decoder must be greedy or beam"),
         ('{"inputs": ["A"], "params": {"decoder": ["beam"]}}', "decoder must be greedy or beam"),
         ('{"inputs": ["A"], "params": {"beam_width": 101}}', "beam_width must be a whole number from 1 to 100"),
         ('{"inputs": ["A"], "params": {"beam_width": true}}', "beam_width must be a whole number from 1 to 100"),
         ('{"inputs": ["A"], "params": {"beam_width": "5"}}', "beam_width must be a whole number from 1 to 100"),
+        *(
+            (
+                f'{{"inputs": ["A"], "params": {{"min_confidence": {bad}}}}}',
+                "min_confidence must be a number from 0 to 1",
+            )
+            for bad in ('"0.5"', "-0.1", "1.001", "true", "1e400", "[0.5]")
+        ),
         ('{"inputs": ["A"], "params": {"beam_width": 1e400}}', "beam_width must be a whole number from 1 to 100"),
     ],
 )

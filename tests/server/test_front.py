@@ -45,7 +45,8 @@ def test_json_csv_a_file_and_an_upload_are_read_alike(client: Client) -> None:
         answer = client.ask(body, kind)
         assert (answer.status, answer.texts) == (200, ["abc"]), kind
         assert answer.headers["x-model-version"] == "stripes/1"
-        assert set(answer.json["predictions"][0]) == {"text", "confidence", "character_confidences"}
+        (row,) = answer.json["predictions"]
+        assert set(row) == {"text", "confidence", "probability", "accepted", "character_confidences"}
 
 
 def test_a_version_of_any_name_stands_in_the_header(client: Client, stripes: Recognizer) -> None:

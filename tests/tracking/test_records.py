@@ -104,6 +104,7 @@ def test_only_the_first_rows_of_a_long_table_bring_a_file(monkeypatch: pytest.Mo
     assert logged.files() == [
         *(f"table_images/test_predictions/{name}.webp" for name in ("000", "001", "002", "none")),
         "test.json",
+        "test_confidence.png",
         "test_confusion.json",
         "test_confusion.png",
         "test_mistakes.png",
@@ -143,7 +144,9 @@ def test_images_of_a_folder_are_named_by_a_path_that_opens_from_anywhere(
 
 
 def test_drawn_images_name_no_file_that_exists_nowhere(mixed: Logged) -> None:
-    assert mixed.columns("test_predictions.json") == ["image", "label", "prediction", "right", "confidence"]
+    assert mixed.columns("test_predictions.json") == [
+        *("image", "label", "prediction", "right", "confidence", "probability", "accepted")
+    ]
 
 
 def test_confusions_come_before_what_was_read_rightly_the_most_frequent_first() -> None:
@@ -167,4 +170,5 @@ def test_the_pictures_are_of_the_mistakes_and_of_the_first_images(mixed: Logged)
 def test_all_names_begin_with_the_prefix() -> None:
     files = {name for name in Logged(MIXED, "eval").files() if "/" not in name}
     tables = {"eval.json", "eval_predictions.json", "eval_confusion.json"}
-    assert files == tables | {"eval_confusion.png", "eval_mistakes.png", "eval_predictions.png"}
+    pictures = {f"eval_{name}.png" for name in ("confidence", "confusion", "mistakes", "predictions")}
+    assert files == tables | pictures
