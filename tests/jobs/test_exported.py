@@ -17,7 +17,8 @@ import pytest
 from captcha.cli import app as cli
 from captcha.jobs import export as job
 from captcha.jobs.export import ExportError, export
-from captcha.jobs.standalone import probability, weights
+from captcha.jobs.standalone import confidence, probability, weights
+from captcha.reading.confidence import Calibration
 from captcha.reading.ctc import text_log_probability
 from captcha.reading.engine import RecognizerError
 from captcha.reading.recognizer import Recognizer, save_recognizer
@@ -42,7 +43,8 @@ def picture(text: str, height: int, stripe: int) -> PIL.Image.Image:
 def model(tmp_path: Path) -> Path:
     """A recogniser whose int8 engine reads other probabilities, so that the two can be told apart."""
     int8 = graph(STRIPES.replace("-0.005", "-0.004"))
-    save_recognizer(tmp_path / "model", graph(), Vocabulary("abc"), HEIGHT, int8, "int8")
+    calibration = Calibration(0.5, 0.3, 0.9)
+    save_recognizer(tmp_path / "model", graph(), Vocabulary("abc"), HEIGHT, int8, "int8", calibration=calibration)
     return tmp_path / "model"
 
 
@@ -89,6 +91,7 @@ def test_an_exported_folder_reads_without_mlflow_torch_and_captcha(
     readings = Recognizer.load(model, "int8").read(names)
     assert [row[:2] for row in rows] == [[name, each.text] for name, each in zip(names, readings, strict=True)]
     assert readings[0].text == "abc"
+    assert [row[3] for row in rows] == [str(each.accepted) for each in readings]
     assert float(rows[0][2]) == pytest.approx(readings[0].confidence, rel=1e-5)  # where no pixel is resized
 
 
@@ -158,6 +161,13 @@ def test_the_readers_probability_is_the_exact_one(labels: list[int]) -> None:
     log_probs = np.log(np.random.default_rng(1).dirichlet(np.ones(4), 9))
     expected = math.exp(text_log_probability(log_probs[:, None], [labels])[0])
     assert probability(log_probs, labels) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("exact", [0.0, 1e-9, 0.03, 0.5, 0.97, 1 - 1e-9, 1.0])
+def test_the_readers_confidence_is_the_recognisers(exact: float) -> None:
+    calibration = Calibration(1.7, -0.4, 0.9)
+    assert confidence(exact, calibration.as_dict()) == pytest.approx(calibration.confidences(exact), rel=1e-12)
+    assert confidence(exact, None) == exact
 
 
 def test_the_reader_is_some_forty_lines_and_imports_three_libraries() -> None:

@@ -1,3 +1,5 @@
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,18 @@ def test_a_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     )
     with pytest.raises(RecognizerError, match=r"model.onnx is no model that ONNX Runtime can run"):
         Recognizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("int8_on", [None, ["avx2"]])
+def test_a_folder_from_before_calibrations_is_read(tmp_path: Path, int8_on: list[str] | None) -> None:
+    """Format 2, whose first writers named no instructions; the sha256 is of all it says, keys in their order."""
+    (tmp_path / "model.onnx").write_bytes(FP32)
+    settings: dict[str, object] = {"format": 2, "height": 16, "served": "fp32", "vocabulary": VOCABULARY.characters}
+    settings |= {} if int8_on is None else {"int8_on": int8_on}
+    own = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    sha256 = {"model.onnx": hashlib.sha256(FP32).hexdigest(), "recognizer.json": own}
+    (tmp_path / "recognizer.json").write_text(json.dumps(settings | {"sha256": sha256}))
+    assert Recognizer.load(tmp_path).calibration is None
 
 
 def test_a_changed_choice_or_int8_file_is_refused(tmp_path: Path) -> None:

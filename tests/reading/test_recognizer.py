@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 import captcha
+from captcha.reading.confidence import Calibration
 from captcha.reading.engine import RecognizerError
 from captcha.reading.images import ImageError, ImageSource
 from captcha.reading.recognizer import COLUMNS_AT_ONCE, COLUMNS_WAITING, Recognizer, save_recognizer
@@ -260,6 +261,71 @@ def test_confidence_never_exceeds_one_by_rounding() -> None:
     (reading,) = Recognizer(lambda images: certain, VOCABULARY, HEIGHT).read([draw("a")])
 
     assert reading.confidence == 1.0
+
+
+TWO_FRAMES = np.log(
+    np.array([0.6, 0.4, 1e-30, 1e-30], np.float32)
+)  # greedily "", of probability 0.36; a beam reads "a"
+
+
+@pytest.mark.parametrize(("threshold", "accepted"), [(0.9, False), (0.5, True)])
+def test_a_calibrated_confidence_stands_beside_the_probability_and_is_accepted_from_the_threshold_on(
+    threshold: float, accepted: bool
+) -> None:
+    calibration = Calibration(2.0, 0.0, threshold)  # odds squared: 0.64 / 0.36, about 16 / 9 → 256 / 81
+    frames = Recognizer(lambda i: np.tile(TWO_FRAMES, (2, len(i), 1)), VOCABULARY, HEIGHT, calibration=calibration)
+
+    reading = frames.read(draw("a"), "beam")
+
+    assert (reading.text, reading.accepted) == ("a", accepted)
+    assert (reading.probability, reading.confidence) == pytest.approx((0.64, 256 / (256 + 81)))
+    assert reading.judged(None) == reading
+    assert [reading.judged(least).accepted for least in (0.0, 0.75, 0.77, 1.0)] == [True, True, False, False]
+    nothing = frames.read(draw("a"))
+    assert (nothing.text, nothing.judged(0.0).accepted) == ("", False)  # nothing read is never taken for a text
+
+
+def test_without_a_calibration_confidence_is_the_probability_and_nobody_decides() -> None:
+    frames = Recognizer(lambda images: np.tile(TWO_FRAMES, (2, len(images), 1)), VOCABULARY, HEIGHT)
+
+    reading = frames.read(draw("a"), "beam")
+
+    assert reading.confidence == reading.probability == pytest.approx(0.64)
+    assert reading.accepted is None
+    assert reading.judged(0.5).accepted
+
+
+def test_a_calibration_is_saved_and_loaded_to_the_last_digit(tmp_path: Path) -> None:
+    calibration = Calibration(0.1 + 0.2, -1 / 3, 0.9999999999999999)
+    plain = save_recognizer(tmp_path / "plain", stripes_model(), VOCABULARY, HEIGHT)
+    saved = save_recognizer(tmp_path / "saved", stripes_model(), VOCABULARY, HEIGHT, calibration=calibration)
+
+    assert Recognizer.load(tmp_path / "saved").calibration == calibration
+    assert Recognizer.load(tmp_path / "plain").calibration is None
+    assert saved["recognizer.json"] != plain["recognizer.json"]
+
+
+@pytest.mark.parametrize("name", ["slope", "intercept", "threshold"])
+def test_a_changed_calibration_is_refused(tmp_path: Path, name: str) -> None:
+    save_recognizer(tmp_path, stripes_model(), VOCABULARY, HEIGHT, calibration=Calibration(1.0, 0.5, 0.9))
+    settings = json.loads((tmp_path / "recognizer.json").read_text())
+    settings["calibration"][name] += 0.01
+    (tmp_path / "recognizer.json").write_text(json.dumps(settings))
+    with pytest.raises(RecognizerError, match=r"recognizer.json is not the file that was saved: its sha256 differs"):
+        Recognizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "calibration", ["steep", [1, 2, 3], {"slope": 1.0}, {"slope": 0, "intercept": 0, "threshold": 1}]
+)
+def test_a_calibration_that_is_none_is_one_line(tmp_path: Path, calibration: object) -> None:
+    save_recognizer(tmp_path, stripes_model(), VOCABULARY, HEIGHT)
+    settings = json.loads((tmp_path / "recognizer.json").read_text()) | {"calibration": calibration}
+    sha256 = settings.pop("sha256")
+    sha256["recognizer.json"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    (tmp_path / "recognizer.json").write_text(json.dumps(settings | {"sha256": sha256}))
+    with pytest.raises(RecognizerError, match=r"^[^\n]*recognizer.json is damaged: [^\n]*$"):
+        Recognizer.load(tmp_path)
 
 
 def test_threads_may_share_a_recognizer(folder: Path) -> None:

@@ -33,6 +33,7 @@ from mlflow.pyfunc import PyFuncModel, scoring_server
 from numpy.typing import NDArray
 
 from captcha.reading import images
+from captcha.reading.confidence import Calibration
 from captcha.reading.engine import RecognizerError
 from captcha.reading.limits import MAX_BYTES, MAX_ROWS
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
@@ -77,7 +78,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def model_folder(workplace: Path) -> Path:
     """The logged model as it stands on the disk."""
     model = onnx.parser.parse_model(STRIPES).SerializeToString()
-    save_recognizer(workplace / "recognizer", model, Vocabulary("abc"), HEIGHT)
+    calibration = Calibration(0.5, 0.5, 0.9)
+    save_recognizer(workplace / "recognizer", model, Vocabulary("abc"), HEIGHT, calibration=calibration)
     with tracked_run("a training") as run:
         log_model(workplace / "recognizer", png("abc"), step=0)
     model_id = own_model_id(run.info.run_id)
@@ -144,6 +146,8 @@ BAD_PARAMS = [
     ({"beam_width": 0}, "beam_width must be 1 to 100, not 0"),
     ({"beam_width": 101}, "beam_width must be 1 to 100, not 101"),
     ({"beam_width": None}, "beam_width must be 1 to 100, not None"),
+    ({"min_confidence": -0.1}, "min_confidence must be 0 to 1, not -0.1"),
+    ({"min_confidence": 1.1}, "min_confidence must be 0 to 1, not 1.1"),
 ]
 # Requests that MLflow refuses before our code is asked: its own words, but a 400 without a stack trace.
 MALFORMED: list[Any] = [
@@ -164,6 +168,7 @@ MALFORMED: list[Any] = [
     {"inputs": ["x"], "params": {"decoder": 5}},
     {"inputs": ["x"], "params": {"beam_width": "5"}},
     {"inputs": ["x"], "params": {"beam_width": 2.5}},
+    {"inputs": ["x"], "params": {"min_confidence": "0.5"}},
     {"inputs": ["x"], "params": ["beam"]},
 ]
 
@@ -197,7 +202,9 @@ def test_every_form_of_request_reads_its_images(model: Any, form: str) -> None:
     assert [row["text"] for row in answer["predictions"]] == ["abc", "c", "abbaca"]
     for row in answer["predictions"]:
         assert set(row) == {"text", "confidence", "probability", "accepted", "character_confidences"}
-        assert 0.9 < row["confidence"] <= 1
+        assert 0.9 < row["confidence"] < 1
+        assert row["confidence"] == Calibration(0.5, 0.5, 0.9).confidences(row["probability"])
+        assert row["accepted"] is True
         assert len(row["character_confidences"]) == len(row["text"])
         assert all(0.9 < share <= 1 for share in row["character_confidences"])
 
@@ -395,6 +402,24 @@ def test_other_models_predict_as_they_did(loaded: Any, model_folder: Path) -> No
 
 def test_the_input_example_is_an_image_it_reads(model: Any) -> None:
     assert model.predict(model.input_example)["text"].tolist() == ["abc"]
+
+
+@pytest.mark.parametrize(("least", "accepted"), [(None, True), (0.5, True), (1, False), (1.0, False)])
+def test_a_request_chooses_from_which_confidence_on_a_text_is_accepted(
+    model: Any, least: float | None, accepted: bool
+) -> None:
+    status, answer = post(model, {"inputs": [encoded(png("abc"))], "params": {"min_confidence": least}})
+    assert (status, answer["predictions"][0]["accepted"]) == (200, accepted)
+
+
+def test_a_model_without_a_threshold_answers_null(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recognizer = loaded.unwrap_python_model().recognizer
+    monkeypatch.setattr(recognizer, "calibration", None)
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    status, answer = post(loaded, {"inputs": [encoded(png("abc"))]})
+    (row,) = answer["predictions"]
+    assert (status, row["accepted"]) == (200, None)
+    assert row["confidence"] == row["probability"]
 
 
 def test_an_image_without_text_gives_an_empty_text(model: Any) -> None:
