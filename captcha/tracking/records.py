@@ -45,8 +45,8 @@ from captcha.tracking.entries import (
 from captcha.tracking.models import find, first_line
 from captcha.tracking.runs import RegistryError
 
-CONFIDENCE_METRICS = ("ece", "brier", "coverage")
-"""Those of `Figures` that MLflow draws; all stand in the test's JSON."""
+CONFIDENCE_METRICS = ("ece", "ece_raw", "brier", "brier_raw", "auc", "coverage")
+"""Those of `Figures` that MLflow draws, as calibration/…; all stand in the test's JSON."""
 
 THUMBNAILS = 100
 """Rows of a test's table that show their image: a file is logged for each, over a network a request."""
@@ -135,7 +135,7 @@ def log_test(
     figures: dict[str, float | None] = dict(evaluation.metrics())
     confidence = Figures.of(evaluation).as_dict()
     drawn = {f"{prefix}/{key}": each for key in ("exact_match", "cer") if (each := figures[key]) is not None}
-    drawn |= {f"{prefix}/{key}": each for key in CONFIDENCE_METRICS if (each := confidence[key]) is not None}
+    drawn |= {f"calibration/{key}": each for key in CONFIDENCE_METRICS if (each := confidence[key]) is not None}
     of = (images.name, images.digest) if images else None
     log_metrics(drawn, step=0, model=model, dataset=of)  # MLflow draws one bar for a metric at step 0
     repeats = evaluation.with_repeats()

@@ -25,6 +25,7 @@ from mlflow.tracking import fluent
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+import captcha
 from captcha import CaptchaError
 from captcha.cli.terminal import train_summary
 from captcha.data import sources
@@ -271,7 +272,8 @@ def test_pictures_of_the_validation_come_every_few_epochs_from_step_0_on(trained
 
 
 @pytest.mark.parametrize(
-    "name", ["test_confusion.png", "test_predictions.png", "test_mistakes.png", "learning_curves.png"]
+    "name",
+    ["test_confusion.png", "test_predictions.png", "test_mistakes.png", "learning_curves.png", "test_confidence.png"],
 )
 def test_the_figures_at_the_end_are_pictures(trained: Trained, name: str) -> None:
     picture = cv2.imread(str(trained.artifacts / name))
@@ -307,6 +309,26 @@ def test_the_model_has_two_engines_and_the_run_says_how_they_differ(trained: Tra
     assert facts["served"] == tags["engine"] == MlflowClient().get_model_version("two-digits", "1").tags["engine"]
     assert metrics["engine/int8_ms"] > 0 < metrics["engine/fp32_ms"]
     assert load_recognizer("models:/two-digits@champion").precision == facts["tested"]
+
+
+def test_the_model_is_calibrated_on_augmented_readings_of_validation_and_the_run_says_so(trained: Trained) -> None:
+    facts = json.loads((trained.artifacts / "calibration.json").read_text())
+    count = int(trained.run.data.tags["validation_images"])
+    said = f"validation, augmented: 8 x {count} readings"
+    assert (facts["readings_of"], facts["precision"]) == (said, 0.999)
+    assert re.fullmatch(rf"{said}, \d+ of them wrong", trained.run.data.tags["calibration"])
+    for engine in ("fp32", "int8"):
+        calibration = captcha.load("models:/two-digits/1", engine).calibration  # type: ignore[arg-type]
+        assert calibration
+        assert calibration.as_dict().items() <= facts.items()
+    rows = trained.json("test_predictions.json")
+    probabilities = [row["probability"] for row in rows]
+    assert [row["confidence"] for row in rows] == pytest.approx(calibration.confidences(probabilities).tolist())
+    # Brier's score by its definition, from the table.
+    errors = [(row["confidence"] - row["right"]) ** 2 for row in rows]
+    assert trained.run.data.metrics["calibration/brier"] == pytest.approx(sum(errors) / len(rows))
+    accepted = [row["accepted"] for row in rows]
+    assert trained.run.data.metrics["calibration/coverage"] == sum(accepted) / len(rows)
 
 
 def test_the_weights_can_be_trained_on_and_are_those_of_the_registered_model(trained: Trained, folder: Path) -> None:
@@ -459,13 +481,15 @@ def test_training_evaluate_and_predict_give_the_same_texts(
     run = latest_run()
     assert run.info.run_id == measured.run_id
     logged = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/eval_predictions.json")
-    apart = {"confidence": None, "image": None}  # compared below; named after the table
+    apart = {"confidence": None, "probability": None, "image": None}  # compared below; named after the table
     here = [row | {"file": str(file)} | apart for row, file in zip(rows, files, strict=True)]
     assert [row | apart for row in rows_of(logged)] == here
     for reading, row in zip(readings, rows, strict=True):
         assert isinstance(reading, Reading)
         assert reading.text == row["prediction"]
         assert reading.confidence == pytest.approx(row["confidence"], abs=1e-6)
+        assert reading.probability == pytest.approx(row["probability"], abs=1e-6)
+        assert reading.accepted == row["accepted"]
 
 
 def test_predict_says_of_each_file_why_it_cannot_be_read(trained: Trained, folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from captcha.training.augmentation import augment
+from captcha.data.samples import Sample
+from captcha.training.augmentation import augment, augmented
 from captcha.training.recipe import Augmentation
 
 COUNT, HEIGHT, WIDTH = 8, 32, 96
@@ -155,3 +156,18 @@ def test_a_blur_mixes_a_pixel_with_those_below_and_right_alone() -> None:
     expected = torch.zeros(COUNT, 9, 9)
     expected[:, 3:5, 3:5] = 200 * kept.unsqueeze(2) * kept.unsqueeze(1)
     torch.testing.assert_close(blurred, expected)
+
+
+def test_samples_are_changed_anew_at_each_pass_the_same_for_the_same_seed(images: Tensor) -> None:
+    drawing = images[0].permute(1, 2, 0).numpy()
+    samples = [Sample("a.png", "2b8", drawing), Sample("b.png", "xy", drawing)]
+
+    first, again, other = (list(augmented(samples, 3, seed)) for seed in (1, 1, 2))
+
+    assert [(each.name, each.text) for each in first] == [("a.png", "2b8"), ("b.png", "xy")] * 3
+    assert [each.digest for each in first] == [each.digest for each in again]
+    assert len({each.digest for each in [*first, *other]}) == 12  # no change comes twice
+    for each in first:
+        assert each.image.shape == drawing.shape
+        assert each.image.dtype == np.uint8
+        assert 8 < np.abs(each.image.astype(int) - drawing).mean() < 128
