@@ -94,6 +94,12 @@ def model_card(name: str, version: ModelVersion, run: Run, rows: Sequence[Row]) 
         if "engine" in run.data.tags
         else "It has one engine, fp32."
     )
+    confidence = (
+        f"The confidence is calibrated on readings of {run.data.tags['calibration']}; a text is accepted from "
+        f"{run.data.tags['threshold']} on."
+        if "calibration" in run.data.tags
+        else "The confidence is the model's own probability of the text, not a share of texts that are right."
+    )
     return f"""Reads text CAPTCHAs: an image goes in, its text comes out, and how sure that is. {_net(run)} \
 trained with CTC, run by ONNX Runtime.
 
@@ -119,12 +125,12 @@ curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\
   -d '{{"dataframe_split": {{"columns": ["image"], "data": [["BASE64 OF THE FILE"]]}}}}'
 ```
 
-Parameters of a request: `decoder` (greedy or beam), `beam_width`. The answer has `text`, `confidence` and \
-`character_confidences`. {engines}
+Parameters of a request: `decoder` (greedy or beam), `beam_width`, `min_confidence`. The answer has `text`, \
+`confidence`, `probability`, `accepted` and `character_confidences`. {engines}
 
 ### Limits
 
 It reads no other characters than these, and one line of text. Images unlike those above may be read worse, and \
-surely: measure it on yours with `captcha evaluate DIR --model {uri}`. The confidence is the model's own probability \
-of the text, not a share of texts that are right. For research, accessibility and testing one's own CAPTCHAs.
+surely: measure it on yours with `captcha evaluate DIR --model {uri}`. {confidence} \
+For research, accessibility and testing one's own CAPTCHAs.
 """

@@ -132,9 +132,9 @@ def log_test(
     # Brings matplotlib, as above.
     from captcha.evaluation.plots import confidence_figure, confusion_figure, mistake_grid, prediction_grid
 
-    figures: dict[str, float | None] = dict(evaluation.metrics())
+    figures = evaluation.metrics()
     confidence = Figures.of(evaluation).as_dict()
-    drawn = {f"{prefix}/{key}": each for key in ("exact_match", "cer") if (each := figures[key]) is not None}
+    drawn = {f"{prefix}/{key}": figures[key] for key in ("exact_match", "cer")}
     drawn |= {f"calibration/{key}": each for key in CONFIDENCE_METRICS if (each := confidence[key]) is not None}
     of = (images.name, images.digest) if images else None
     log_metrics(drawn, step=0, model=model, dataset=of)  # MLflow draws one bar for a metric at step 0
@@ -142,7 +142,7 @@ def log_test(
     if repeats.samples:
         figures |= {"exact_match_repeats": repeats.exact_match, "n_repeats": len(repeats.samples)}
     of_all = {"all": evaluation.metrics_of_all()} if evaluation.seen else {}
-    log_json(figures | of_all | {"confidence": confidence}, f"{prefix}.json")
+    log_json({**figures, **of_all, "confidence": confidence}, f"{prefix}.json")
     log_facts(
         {
             f"{prefix}_images": len(evaluation.samples),

@@ -12,6 +12,7 @@ from captcha.evaluation.plots import (
     BudgetPoint,
     budget_figure,
     comparison_grid,
+    confidence_figure,
     confusion_figure,
     learning_curves,
     mistake_grid,
@@ -246,6 +247,27 @@ def test_confusions_are_bars_from_the_most_frequent_on() -> None:
 def test_no_confusion_is_said_in_words() -> None:
     (axes,) = confusion_figure(made([("ab", "ab")])).axes
     assert [text.get_text() for text in axes.texts] == ["no character was read wrongly"]
+
+
+def test_confidences_are_drawn_against_what_is_right_and_errors_against_what_is_accepted() -> None:
+    evaluation = made([("a", "a"), ("a", "b"), ("a", "a"), ("a", "a")])
+    rows = [(0.9, 0.8, True), (0.5, 0.6, False), (0.7, 0.7, True), (0.3, 0.4, False)]  # confidence, probability
+    readings = [Reading(r.text, c, [], p, ok) for r, (c, p, ok) in zip(evaluation.readings, rows, strict=True)]
+    figure = confidence_figure(Evaluation(evaluation.samples, readings, 1.0))
+    diagram, curve = figure.axes
+    _, calibrated, raw = (line.get_xydata().tolist() for line in diagram.lines)  # type: ignore[union-attr]
+    assert calibrated == [[0.3, 1.0], [0.5, 0.0], [0.7, 1.0], [0.9, 1.0]]
+    assert raw == [[0.4, 1.0], [0.6, 0.0], [0.7, 1.0], [0.8, 1.0]]
+    steps, cross = (line.get_xydata().tolist() for line in curve.lines)  # type: ignore[union-attr]
+    assert steps == [[0.25, 0.0], [0.5, 0.0], [0.75, pytest.approx(1 / 3)], [1.0, 0.25]]
+    assert cross == [[0.5, 0.0]]
+    drawn(figure)
+
+
+def test_probabilities_that_nothing_has_changed_are_drawn_once_and_no_threshold_is() -> None:
+    figure = confidence_figure(made([("a", "a"), ("a", "b")]))
+    assert [len(axes.lines) for axes in figure.axes] == [2, 1]
+    drawn(figure)
 
 
 def test_without_a_label_a_reading_is_neither_right_nor_wrong() -> None:

@@ -54,6 +54,17 @@ def test_where_no_version_is_champion_the_card_is_of_the_latest_and_says_so(trai
     assert "champion@" not in card("useless")
 
 
+def test_the_card_says_what_the_confidence_was_calibrated_on_if_it_was(trained_run: Trained) -> None:
+    run_id = trained_run(0.9)
+    register(run_id, "sure")
+    assert "The confidence is the model's own probability of the text" in card("sure")
+    MlflowClient().set_tag(run_id, "calibration", "validation, 8 of them wrong")
+    MlflowClient().set_tag(run_id, "threshold", "0.95")
+    write_card("sure")
+    said = "The confidence is calibrated on readings of validation, 8 of them wrong; a text is accepted from 0.95 on."
+    assert said in card("sure")
+
+
 def test_a_model_without_a_test_has_a_card_without_a_figure(trained_run: Trained) -> None:
     register(trained_run(None), "untested card")
     assert "Nobody has measured it on labels yet." in card("untested card")
