@@ -96,6 +96,22 @@ AcceptedPrecision = Annotated[
     float,
     Field(gt=0, le=1, description="share of right texts among those that the model accepts; its threshold follows"),
 ]
+Length = Annotated[
+    str | None,
+    OrNone,
+    Field(description="what is known of every text: its length, as 5, or the least and most, as 4-6"),
+]
+Characters = Annotated[
+    str | None, OrNone, Field(description="what is known of every text: the characters that may occur in it")
+]
+Texts = Annotated[
+    str | None, OrNone, Field(description="what is known of every text: it is one of those in this file, one a line")
+]
+Pattern = Annotated[
+    str | None,
+    OrNone,
+    Field(description="what is known of every text: a regular expression of all of it, as [a-z]{3}[0-9]{2}"),
+]
 CONTROLS = {"resume", "checkpoint_minutes", "register_best"}
 """Settings that do not shape the result of a job."""
 
@@ -207,6 +223,10 @@ class AdaptSettings(Settings):
         False, description="the folder is labelled: report exact match by its labels, but learn nothing from them"
     )
     name: ModelName = MODEL_NAME
+    length: Length = None
+    characters: Characters = None
+    texts: Texts = None
+    pattern: Pattern = None
     threshold: float = Field(
         0.9, gt=0, lt=1, description="probability of a whole text from which on its reading counts as confident"
     )

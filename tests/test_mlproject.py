@@ -259,6 +259,10 @@ def test_adapt_and_budget_pass_every_parameter_on(monkeypatch: pytest.MonkeyPatc
         "problems": "leave-out",
         "labelled": "true",
         "name": "my model",
+        "length": "4-6",
+        "characters": "a b'c",
+        "texts": str(folder / "texts.txt"),
+        "pattern": r"[a-c]{2,3}\d|x$y",
         "threshold": "0.8",
         "rounds": "2",
         "epochs": "3",
@@ -359,7 +363,9 @@ def test_the_other_entry_points_call_their_commands(tmp_path: Path) -> None:
         "register": arguments_of("register", tmp_path, run_id="abc")[0],
     }
     assert called == {
-        "evaluate": ["evaluate", "a b", f"--model={champion}", "--problems=stop", "--engine=auto"],
+        "evaluate": ["evaluate", "a b", f"--model={champion}", "--problems=stop"]
+        + [f"--{name}=none" for name in ("length", "characters", "texts", "pattern")]
+        + ["--engine=auto"],
         "predict": ["predict", "a b.png", f"--model={champion}"],
         "register": ["register", "abc", f"--name={MODEL_NAME}"],
     }

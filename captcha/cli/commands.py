@@ -12,17 +12,22 @@ import typer
 from captcha.cli.options import (
     NAMING,
     VERSIONS,
+    Characters,
     DataArgument,
     EngineOption,
     Json,
+    Length,
     Model,
     Name,
+    Pattern,
     Problems,
     Reason,
+    Texts,
     VersionOrRun,
     bounded_beam_width,
     existing_folder,
     folder_or_none,
+    known_of_texts,
     path_or_none,
     with_settings,
 )
@@ -164,15 +169,20 @@ def evaluate(
     model: Model = CHAMPION_URI,
     problems: Problems = "stop",
     engine: EngineOption = "auto",
+    length: Length = NONE,
+    characters: Characters = NONE,
+    texts: Texts = NONE,
+    pattern: Pattern = NONE,
     as_json: Json = False,
 ) -> None:
     """Measure a trained model on a folder of labelled images, without those that its training saw."""
     LINES.on_stderr = as_json
+    constraints = known_of_texts(length, characters, texts, pattern)
     say_loading("MLflow")
     from captcha.jobs.evaluate import evaluate as job
     from captcha.tracking.view import view_of
 
-    outcome = job(data, model, problems, engine)
+    outcome = job(data, model, problems, engine, constraints)
     if as_json:
         print_json(outcome.as_json())
     else:
@@ -186,7 +196,10 @@ def predict(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="images to read, or folders of them")],
     model: Model = CHAMPION_URI,
     decoder: Annotated[
-        Literal["greedy", "beam"], typer.Option(help="greedy (most likely path), or beam (most likely text, slower)")
+        Literal["greedy", "beam"],
+        typer.Option(
+            help="greedy (most likely path), or beam (likeliest text); always beam where texts are known in part"
+        ),
     ] = "greedy",
     beam_width: Annotated[
         int, typer.Option(min=1, callback=bounded_beam_width, help="texts that beam keeps at each frame")
@@ -196,6 +209,10 @@ def predict(
         float | None,
         typer.Option(min=0, max=1, help="confidence from which on a text is accepted; without it, the model's own"),
     ] = None,
+    length: Length = NONE,
+    characters: Characters = NONE,
+    texts: Texts = NONE,
+    pattern: Pattern = NONE,
     as_json: Json = False,
 ) -> None:
     """Read images with a trained model.
@@ -213,7 +230,8 @@ def predict(
         images += found
         if not found:
             raise typer.BadParameter(f"no images in {file.absolute()}")
-    readings = job(images, model, decoder, beam_width, engine, min_confidence)
+    known = known_of_texts(length, characters, texts, pattern)
+    readings = job(images, model, decoder, beam_width, engine, min_confidence, known)
     rows: list[dict[str, Any]] = []
     for file, reading in zip(images, readings, strict=True):
         if isinstance(reading, ValueError):

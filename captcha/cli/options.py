@@ -5,12 +5,25 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from captcha import CaptchaError
-from captcha.settings import CHAMPION, MODEL_NAME, NONE, NamesImages, OnProblems, Settings, TrainSettings, written
+from captcha.settings import (
+    CHAMPION,
+    MODEL_NAME,
+    NONE,
+    AdaptSettings,
+    NamesImages,
+    OnProblems,
+    Settings,
+    TrainSettings,
+    written,
+)
+
+if TYPE_CHECKING:
+    from captcha.reading.constraints import Constraints
 
 
 def existing_source(value: str) -> str:
@@ -34,6 +47,20 @@ def bounded_beam_width(value: int) -> int:
     if value > MAX_BEAM_WIDTH:
         raise typer.BadParameter(f"{value} is more than {MAX_BEAM_WIDTH} (CAPTCHA_MAX_BEAM_WIDTH)")
     return value
+
+
+def known_of_texts(length: str, characters: str, texts: str, pattern: str) -> "Constraints | None":
+    """Return what is known of every text, each the word none where it is not; None where nothing is.
+
+    Raises:
+        ConstraintError: a length that is none, or a file of texts that cannot be read or is empty.
+    """
+    from captcha.reading.constraints import constraints_of, read_texts
+
+    given = [None if value == NONE else value for value in (length, characters, texts, pattern)]
+    if given[2] is not None:
+        given[2] = read_texts(Path(given[2]))
+    return constraints_of(*given)
 
 
 def path_or_none(value: str) -> Path | None:
@@ -85,6 +112,10 @@ EngineOption = Annotated[
         help="fp32, int8, or auto: int8 where it reads the same and the CPU is known to be faster with it",
     ),
 ]
+Length = Annotated[str, typer.Option(help=AdaptSettings.model_fields["length"].description)]
+Characters = Annotated[str, typer.Option(help=AdaptSettings.model_fields["characters"].description)]
+Texts = Annotated[str, typer.Option(metavar="FILE", help=AdaptSettings.model_fields["texts"].description)]
+Pattern = Annotated[str, typer.Option(help=AdaptSettings.model_fields["pattern"].description)]
 VERSIONS = f"a version: its number or {CHAMPION}, both of {MODEL_NAME}; NAME/VERSION or NAME@ALIAS"
 NAMING = f"{VERSIONS}; or the id of a run"
 VersionOrRun = Annotated[str, typer.Argument(metavar="VERSION|RUN", help=NAMING)]

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from captcha.data.samples import Sample
 from captcha.evaluation.metrics import character_error_rate, exact_match, mcnemar, wilson_interval
+from captcha.reading.constraints import Constraints
 from captcha.reading.ctc import text_log_probability
 from captcha.reading.recognizer import Reading, Recognizer
 
@@ -141,13 +142,16 @@ class Comparison:
         return [(first == reference, second == reference) for first, second, reference in texts]
 
 
-def evaluate(recognizer: Recognizer, samples: Sequence[Sample]) -> Evaluation:
-    """Return what is read of the samples, greedily as served by default; an image is loaded when it is needed."""
+def evaluate(recognizer: Recognizer, samples: Sequence[Sample], constraints: Constraints | None = None) -> Evaluation:
+    """Return what is read of the samples, as served by default: greedily, but by a beam where there are constraints.
+
+    An image is loaded when it is needed.
+    """
     vocabulary = recognizer.vocabulary
     readings: dict[int, Reading] = {}
     labels = [-math.inf] * len(samples)
     for members, log_probs in recognizer.log_probs(sample.image for sample in samples):
-        readings |= zip(members, recognizer.decode(log_probs), strict=True)
+        readings |= zip(members, recognizer.decode(log_probs, constraints=constraints), strict=True)
         spelled = [n for n, i in enumerate(members) if not vocabulary.missing(samples[i].text)]
         targets = [vocabulary.encode(samples[members[n]].text) for n in spelled]
         for n, log_probability in zip(spelled, text_log_probability(log_probs[:, spelled], targets), strict=True):

@@ -22,6 +22,7 @@ from captcha.data.sources import Folder, Sources, parse_folder, parse_style
 from captcha.evaluation.metrics import exact_match
 from captcha.evaluation.results import Evaluation
 from captcha.jobs import train as training
+from captcha.reading.constraints import Constraints, automaton_of, constraints_of, read_texts
 from captcha.reading.recognizer import Reading
 from captcha.settings import SEEDS, AdaptSettings, TrainSettings
 from captcha.tracking.descriptions import run_name
@@ -110,6 +111,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
         CheckpointError: its weights are damaged.
         SeenError: its training saw some of the labelled images held out, which the settings do not allow.
         AdaptationError: the model reads no image confidently, or there are too few.
+        ConstraintError: what is known of the texts contradicts itself or the model's vocabulary, or is too large.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
     """
     settings, unfinished = taken_up(settings, "adapt")
@@ -117,6 +119,10 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
     sources = Sources(folder, drawn=parse_style(settings.drawn) if settings.drawn else None)
     connect(writing=True)  # a store that does not answer is told before images are read
     parent, checkpoint = training.read_parent(training.initial_model(settings.model, unfinished))
+    texts = read_texts(Path(settings.texts)) if settings.texts else None
+    constraints = constraints_of(settings.length, settings.characters, texts, settings.pattern)
+    if constraints:
+        automaton_of(constraints, checkpoint.vocabulary)  # an error in it is raised before any image is read
     if sources.drawn:  # an error in the style is raised before any image is read
         sources.drawn.samples(checkpoint.height, settings.seed, vocabulary=checkpoint.vocabulary)
     left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
@@ -141,8 +147,8 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
         logger.info(f"adapting {parent.uri} to {len(images.samples)} images, {len(images.held_out)} of them held out")
         if known := sum(parent.seen.among(images.samples)):
             logger.info(f"{parent.uri} was trained on {known} of these images already")
-        initial = Round(0, checkpoint, _read(checkpoint, images.samples), parent.seen)
-        kept = _rounds(settings, sources, images, initial, recipe)
+        initial = Round(0, checkpoint, _read(checkpoint, images.samples, constraints), parent.seen)
+        kept = _rounds(settings, sources, images, initial, recipe, constraints)
         log_metrics({"best_round": kept.number})
         example = folder.path / images.samples[images.held_out[0]].name
         evaluation = None
@@ -186,7 +192,14 @@ def _images(settings: AdaptSettings, folder: Folder, height: int, left_out: list
     return _Images(samples, labelled, held_out)
 
 
-def _rounds(settings: AdaptSettings, sources: Sources, images: _Images, before: Round, recipe: Recipe) -> Round:
+def _rounds(
+    settings: AdaptSettings,
+    sources: Sources,
+    images: _Images,
+    before: Round,
+    recipe: Recipe,
+    constraints: Constraints | None,
+) -> Round:
     """Train round after round; return the last one that made the model confident of more images.
 
     Raises:
@@ -202,7 +215,8 @@ def _rounds(settings: AdaptSettings, sources: Sources, images: _Images, before: 
                 "first on images more like them, drawn in their style or labelled by hand"
             )
         checkpoint, seen = _trained_round(settings, sources, images, latest, selected, recipe)
-        previous, latest = latest, Round(number, checkpoint, _read(checkpoint, images.samples), seen, len(selected))
+        readings = _read(checkpoint, images.samples, constraints)
+        previous, latest = latest, Round(number, checkpoint, readings, seen, len(selected))
         _log_round(settings, latest, previous, images)
         if latest.confident(settings.threshold) <= kept.confident(settings.threshold):
             break
@@ -228,13 +242,13 @@ def confident_readings(readings: Sequence[Reading], threshold: float, among: Seq
     return sorted(selected)
 
 
-def _read(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[Reading]:
+def _read(checkpoint: Checkpoint, samples: Sequence[Sample], constraints: Constraints | None) -> list[Reading]:
     """Return what the model reads of the samples, with PyTorch: an export would take longer than it saves."""
     recognizer = torch_recognizer(checkpoint.model())
     readings: dict[int, Reading] = {}
     shown = tqdm(samples, desc="reading all images", unit="image", disable=None, leave=False)
     for members, log_probs in recognizer.log_probs(sample.image for sample in shown):
-        readings |= zip(members, recognizer.decode(log_probs), strict=True)
+        readings |= zip(members, recognizer.decode(log_probs, constraints=constraints), strict=True)
     return [readings[i] for i in range(len(samples))]
 
 

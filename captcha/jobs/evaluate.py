@@ -1,5 +1,6 @@
 """Measure a trained model on a folder of labelled images, in a tracked run of its own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import captcha
@@ -10,6 +11,7 @@ from captcha.data.sources import Folder, parse_folder
 from captcha.evaluation.calibration import Figures
 from captcha.evaluation.results import evaluate as read
 from captcha.reading.confidence import UNCALIBRATED
+from captcha.reading.constraints import Constraints, automaton_of
 from captcha.reading.engine import Engine
 from captcha.settings import IMAGE_MEMORY, OnProblems
 from captcha.tracking.card import write_card
@@ -78,7 +80,13 @@ class EvaluateOutcome:
         return {**self.metrics, **named, **apart, "confidence": self.confidence.as_dict()}
 
 
-def evaluate(folder: str, model: str, problems: OnProblems = "stop", engine: Engine = "auto") -> EvaluateOutcome:
+def evaluate(
+    folder: str,
+    model: str,
+    problems: OnProblems = "stop",
+    engine: Engine = "auto",
+    constraints: Constraints | None = None,
+) -> EvaluateOutcome:
     """Return what a registered or logged model, or a recogniser's folder, reads of a folder of labelled images.
 
     Raises:
@@ -86,11 +94,14 @@ def evaluate(folder: str, model: str, problems: OnProblems = "stop", engine: Eng
         RegistryError: there is no such model.
         RecognizerError: the model's files are damaged, or it has no such engine.
         SeenError: the model's training saw every image of the folder.
+        ConstraintError: no text that the model can spell keeps to the constraints, or they are too large.
     """
     source = parse_folder(folder)
     connect(writing=True)  # a store that does not answer is told before images are read
     resolved = resolve(model)  # once: an alias may move meanwhile
     recognizer = captcha.load(resolved.uri, engine)
+    if constraints:
+        automaton_of(constraints, recognizer.vocabulary)  # an error in them is raised before images are read
     seen = load_seen(resolved.run, resolved.uri) if resolved.run else SeenPixels.not_noted(resolved.uri)
     left_out: list[Problem] | None = [] if problems == "leave-out" else None
     samples = source.samples(recognizer.height, memory=ImageMemory(IMAGE_MEMORY), left_out=left_out)
@@ -102,7 +113,8 @@ def evaluate(folder: str, model: str, problems: OnProblems = "stop", engine: Eng
         )
     unseen = [sample for sample, flag in zip(samples, flags, strict=True) if not flag]
     with tracked_run(f"evaluate {short_uri(resolved.uri)} on {source.short_name}") as run:
-        log_settings({"data": source.written, "model": model, "problems": problems, "engine": engine})
+        known = constraints.written() if constraints else {}
+        log_settings({"data": source.written, "model": model, "problems": problems, "engine": engine} | known)
         log_left_out(left_out or ())
         dataset = log_evaluated(unseen, source, resolved.model_id)
         tags = {
@@ -112,9 +124,10 @@ def evaluate(folder: str, model: str, problems: OnProblems = "stop", engine: Eng
             "eval_digest": dataset.digest,
             UNKNOWN_TAG: seen.unknown,
             "calibration": None if recognizer.calibration else f"none: {resolved.uri} {UNCALIBRATED}",
+            "constraints": _told(known) or None,
         }
         log_facts({name: value for name, value in (tags | _model_tags(resolved)).items() if value is not None})
-        evaluation = read(recognizer, samples).put_apart(flags)
+        evaluation = read(recognizer, samples, constraints).put_apart(flags)
         log_test(evaluation, "eval", resolved.model_id, dataset)
         if seen.count:
             log_overlap(evaluation)
@@ -129,7 +142,7 @@ def evaluate(folder: str, model: str, problems: OnProblems = "stop", engine: Eng
             unknown=seen.unknown,
             confidence=Figures.of(evaluation),
         )
-        log_facts({NOTE: _description(outcome, resolved, source)})
+        log_facts({NOTE: _description(outcome, resolved, source, known)})
     if resolved.name:
         write_card(resolved.name)
     return outcome
@@ -141,10 +154,16 @@ def _model_tags(resolved: Resolved) -> dict[str, object]:
     return tags | ({"backbone": backbone, COLOUR: colour(backbone, active_run_id())} if backbone else {})
 
 
-def _description(outcome: EvaluateOutcome, resolved: Resolved, source: Folder) -> str:
+def _told(known: Mapping[str, str]) -> str:
+    """Return in a few words what was known of the texts."""
+    return ", ".join(f"{name} {value}" for name, value in known.items())
+
+
+def _description(outcome: EvaluateOutcome, resolved: Resolved, source: Folder, known: Mapping[str, str]) -> str:
     metrics = outcome.metrics
     n = round(metrics["n"])
     interval = metrics["exact_match_low"], metrics["exact_match_high"]
     match = exact_match_sentence(n - round(metrics["wrong"]), n, *interval, f"images of `{source.written}`")
     model = f"{resolved.name} version {resolved.version}" if resolved.version else resolved.uri
-    return f"{match} by {model}: {outcome.checked()}."
+    told = f", told {_told(known)}" if known else ""
+    return f"{match} by {model}{told}: {outcome.checked()}."

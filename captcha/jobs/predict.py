@@ -6,6 +6,7 @@ from pathlib import Path
 
 import captcha
 from captcha.reading.confidence import UNCALIBRATED
+from captcha.reading.constraints import Constraints
 from captcha.reading.engine import Engine
 from captcha.reading.images import ImageError
 from captcha.reading.recognizer import Decoder, Reading
@@ -20,6 +21,7 @@ def predict(
     beam_width: int,
     engine: Engine = "auto",
     min_confidence: float | None = None,
+    constraints: Constraints | None = None,
 ) -> list[Reading | ImageError]:
     """Return what each file says, or why it cannot be read, in their order.
 
@@ -28,6 +30,7 @@ def predict(
     Raises:
         RegistryError: there is no such model.
         RecognizerError: the model's files are damaged, or it has no such engine.
+        ConstraintError: no text that the model can spell keeps to the constraints, or they are too large.
     """
     recognizer = captcha.load(model, engine)
     if recognizer.calibration is None:
@@ -35,7 +38,7 @@ def predict(
     outcomes: list[Reading | ImageError] = []
     for file in files:
         try:
-            outcomes.append(recognizer.read(file, decoder, beam_width).judged(min_confidence))
+            outcomes.append(recognizer.read(file, decoder, beam_width, constraints).judged(min_confidence))
         except ImageError as error:
             outcomes.append(error)
     return outcomes

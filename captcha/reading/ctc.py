@@ -36,7 +36,7 @@ def greedy_decode(log_probs: LogProbs) -> list[list[int]]:
 
     Repeats merge before blanks go: `a a - a` gives `a a`. Not always the most likely text.
     """
-    path = _checked(log_probs).argmax(axis=2)
+    path = checked(log_probs).argmax(axis=2)
     kept = path != BLANK
     kept[1:] &= path[1:] != path[:-1]
     return [path[kept[:, n], n].tolist() for n in range(path.shape[1])]
@@ -51,7 +51,7 @@ def beam_search_decode(log_probs: LogProbs, beam_width: int) -> list[list[int]]:
     Raises:
         ValueError: if `beam_width` is below 1.
     """
-    exact = _checked(log_probs).astype(np.float64)
+    exact = checked(log_probs).astype(np.float64)
     if beam_width < 1:
         raise ValueError(f"beam_width must be at least 1, not {beam_width}")
     # Only how likely classes are beside one another counts, so each frame's likeliest class gets 1.
@@ -121,10 +121,10 @@ def _beam_search(probs: Floats, beam_width: int) -> list[int]:
                         parents.append(~key // classes)
                         lasts.append(~key % classes)
                     beam[k] = (score, 0.0, score, children[~key])
-    return _spell(beam[0][3], parents, lasts)
+    return spell(beam[0][3], parents, lasts)
 
 
-def _spell(node: int, parents: Sequence[int], lasts: Sequence[int]) -> list[int]:
+def spell(node: int, parents: Sequence[int], lasts: Sequence[int]) -> list[int]:
     """Return the labels on the way from the trie's root to a node."""
     labels = []
     while node > 0:
@@ -300,7 +300,8 @@ def _weights(
     return _ends(variables[:, :samples], lengths, plus), plus.reduce(whole, axis=2)
 
 
-def _checked(log_probs: LogProbs) -> LogProbs:
+def checked(log_probs: LogProbs) -> LogProbs:
+    """Return log_probs. Raises ValueError where they are not (T, N, C)."""
     if log_probs.ndim != 3 or log_probs.shape[0] < 1 or log_probs.shape[2] < 2:
         raise ValueError(f"log_probs must be (T, N, C) with at least a frame and two classes, not {log_probs.shape}")
     return log_probs
@@ -308,7 +309,7 @@ def _checked(log_probs: LogProbs) -> LogProbs:
 
 def _texts(log_probs: LogProbs, labels: Sequence[Sequence[int]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the labels as an array (N, L), with blanks behind, and their lengths (N,)."""
-    _, samples, classes = _checked(log_probs).shape
+    _, samples, classes = checked(log_probs).shape
     if len(labels) != samples:
         raise ValueError(f"log_probs hold {samples} samples, labels {len(labels)}")
     lengths = np.array([len(text) for text in labels], np.intp)

@@ -40,6 +40,8 @@ MAX_REQUEST_PIXELS = _limit("CAPTCHA_MAX_REQUEST_PIXELS", 40_000_000)
 MAX_REQUEST_COLUMNS = _limit("CAPTCHA_MAX_REQUEST_COLUMNS", 1024 * 512)
 MAX_BEAM_WIDTH = _limit("CAPTCHA_MAX_BEAM_WIDTH", 100)
 MAX_BEAM_COLUMNS = _limit("CAPTCHA_MAX_BEAM_COLUMNS", 1024 * 512 * 10)  # columns times beam_width
+MAX_PATTERN = _limit("CAPTCHA_MAX_PATTERN", 1000)  # characters, also once repetitions are written out
+MAX_TRANSITIONS = _limit("CAPTCHA_MAX_TRANSITIONS", 100_000)  # of the automaton that a text must keep to
 DEADLINE = _limit("CAPTCHA_DEADLINE", 60)  # seconds
 THREADS = _limit("CAPTCHA_THREADS", 4)  # of the model for one request, where there are as many cores
 

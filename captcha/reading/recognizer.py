@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captcha.reading.confidence import Calibration
-from captcha.reading.ctc import beam_search_decode, greedy_decode, text_and_character_probabilities
+from captcha.reading.constrained_beam import constrained_beam_search_decode
+from captcha.reading.constraints import Constraints, automaton_of
+from captcha.reading.ctc import LogProbs, beam_search_decode, greedy_decode, text_and_character_probabilities
 from captcha.reading.engine import MODEL_FILES, VNNI, Engine, Precision, RecognizerError, auto_on_this_cpu, onnx_runtime
 from captcha.reading.images import Image, ImageError, ImageSource, load_image, padded_width, resize_to_height, stack
 from captcha.reading.stopping import stop_if_unwanted
@@ -123,22 +125,37 @@ class Recognizer:
 
     @overload  # a str is a sequence of str too, but one path
     def read(  # type: ignore[overload-overlap]
-        self, images: ImageSource, decoder: Decoder = "greedy", beam_width: int = 10
+        self,
+        images: ImageSource,
+        decoder: Decoder = "greedy",
+        beam_width: int = 10,
+        constraints: Constraints | None = None,
     ) -> Reading: ...
     @overload
     def read(
-        self, images: Sequence[ImageSource], decoder: Decoder = "greedy", beam_width: int = 10
+        self,
+        images: Sequence[ImageSource],
+        decoder: Decoder = "greedy",
+        beam_width: int = 10,
+        constraints: Constraints | None = None,
     ) -> list[Reading]: ...
     def read(
-        self, images: ImageSource | Sequence[ImageSource], decoder: Decoder = "greedy", beam_width: int = 10
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        decoder: Decoder = "greedy",
+        beam_width: int = 10,
+        constraints: Constraints | None = None,
     ) -> Reading | list[Reading]:
         """Return what an image says, or what each of several says, in their order.
 
         An image, of any size, is whatever `load_image` takes. It goes through the model only together with images of
         the same padded width: a reading does not depend on the images that came with it.
 
+        Texts keep to the constraints, whatever the images look like; see `decode`.
+
         Raises:
             ImageError: an image cannot be read; among several, its place is named.
+            ConstraintError: no text that the vocabulary can spell keeps to the constraints, or they are too large.
             RecognizerError: unknown decoder, `beam_width` below 1, or a model whose answer does not fit the
                 vocabulary, or holds NaN.
         """
@@ -147,14 +164,16 @@ class Recognizer:
         if beam_width < 1:
             raise RecognizerError(f"beam_width must be at least 1, not {beam_width}")
         if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
-            return self._read_each(_load_each(images), decoder, beam_width)
-        (reading,) = self._read_each([load_image(images)], decoder, beam_width)
+            return self._read_each(_load_each(images), decoder, beam_width, constraints)
+        (reading,) = self._read_each([load_image(images)], decoder, beam_width, constraints)
         return reading
 
-    def _read_each(self, images: Iterable[Image], decoder: Decoder, beam_width: int) -> list[Reading]:
+    def _read_each(
+        self, images: Iterable[Image], decoder: Decoder, beam_width: int, constraints: Constraints | None
+    ) -> list[Reading]:
         readings: dict[int, Reading] = {}
         for members, log_probs in self.log_probs(images):
-            readings |= zip(members, self.decode(log_probs, decoder, beam_width), strict=True)
+            readings |= zip(members, self.decode(log_probs, decoder, beam_width, constraints), strict=True)
         return [readings[i] for i in range(len(readings))]
 
     def log_probs(self, images: Iterable[Image]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
@@ -199,15 +218,30 @@ class Recognizer:
         return log_probs
 
     def decode(
-        self, log_probs: NDArray[np.float32], decoder: Decoder = "greedy", beam_width: int = 10
+        self,
+        log_probs: NDArray[np.float32],
+        decoder: Decoder = "greedy",
+        beam_width: int = 10,
+        constraints: Constraints | None = None,
     ) -> list[Reading]:
-        """Return what log_probs (T, N, C) say, with the exact CTC probability of each text, calibrated."""
-        labels = greedy_decode(log_probs) if decoder == "greedy" else beam_search_decode(log_probs, beam_width)
+        """Return what log_probs (T, N, C) say, with the exact CTC probability of each text, calibrated.
+
+        With constraints a beam of `beam_width` goes over the texts that keep to them, whichever the decoder. The
+        probability is among all texts still: it is low where an image says something else. An image with too few
+        frames for any such text is read as the empty one, with a confidence of 0.
+
+        Raises:
+            ConstraintError: no text that the vocabulary can spell keeps to the constraints, or they are too large.
+        """
+        found = self._labels(log_probs, decoder, beam_width, constraints)
+        labels = [text or [] for text in found]
         log_probabilities, characters = text_and_character_probabilities(log_probs, labels)
         # Rounding in the model's float32 can lift a certain text a little above 1.
         probabilities = np.exp(np.minimum(log_probabilities, 0.0))
+        probabilities[[text is None for text in found]] = 0.0
         calibration = self.calibration
         confidences = calibration.confidences(probabilities) if calibration else probabilities
+        confidences[[text is None for text in found]] = 0.0
         return [
             Reading(self.vocabulary.decode(text), confidence, shares, probability).judged(
                 calibration.threshold if calibration else None
@@ -216,6 +250,15 @@ class Recognizer:
                 labels, confidences.tolist(), characters, probabilities.tolist(), strict=True
             )
         ]
+
+    def _labels(
+        self, log_probs: LogProbs, decoder: Decoder, beam_width: int, constraints: Constraints | None
+    ) -> Sequence[list[int] | None]:
+        """Return the labels of each text, None where the constraints allow none."""
+        if constraints is not None:
+            automaton = automaton_of(constraints, self.vocabulary)
+            return constrained_beam_search_decode(log_probs, automaton, beam_width)
+        return greedy_decode(log_probs) if decoder == "greedy" else beam_search_decode(log_probs, beam_width)
 
 
 def _load_each(images: Sequence[ImageSource]) -> Iterator[Image]:

@@ -21,6 +21,7 @@ from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INTERNAL_ERROR, INVA
 from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.model import PythonModel
 
+from captcha.reading.constraints import CONSTRAINTS, ConstraintError, constraints_of
 from captcha.reading.engine import RecognizerError, engine_of_environment
 from captcha.reading.images import (
     Image,
@@ -91,9 +92,13 @@ class CaptchaModel(PythonModel):
             raise RequestError(f"{len(model_input)} rows, more than the {MAX_ROWS} allowed in one request")
         rows = _Rows(model_input["image"], self.recognizer.height)
         try:
+            constraints = constraints_of(*(params.get(name) for name in CONSTRAINTS))
             with deadline(DEADLINE):
-                rows.check(beam_width if decoder == "beam" else None)
-                readings = [each.judged(least) for each in self.recognizer.read(rows, decoder, beam_width)]
+                rows.check(beam_width if constraints or decoder == "beam" else None)
+                readings = self.recognizer.read(rows, decoder, beam_width, constraints)
+                readings = [each.judged(least) for each in readings]
+        except ConstraintError as error:
+            raise RequestError(str(error)) from None
         except RecognizerError as error:  # the model's fault, not the caller's
             raise RequestError(str(error), INTERNAL_ERROR) from None
         except StoppedError:

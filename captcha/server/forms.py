@@ -17,14 +17,16 @@ from typing import Any, NoReturn, get_args
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from captcha.reading.constraints import CONSTRAINTS, ConstraintError, constraints_of
 from captcha.reading.limits import MAX_BEAM_WIDTH, MAX_BODY, MAX_JSON_DEPTH, MAX_JSON_VALUES, MAX_ROWS
 from captcha.reading.recognizer import Decoder
 from captcha.server.visits import RefusalError
 
 IMAGE_KINDS = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif")
 JSON_FORMS = ("inputs", "instances", "dataframe_split", "dataframe_records")
-PARAMS = ("decoder", "beam_width", "min_confidence")
 KINDS = ("application/json", "text/csv", "multipart/form-data", *IMAGE_KINDS)
+
+PARAMS = ("decoder", "beam_width", "min_confidence", *CONSTRAINTS)
 
 csv.field_size_limit(max(csv.field_size_limit(), MAX_BODY))
 
@@ -220,4 +222,11 @@ def _checked(images: Iterable[object], params: object) -> Form:
     least = params.get("min_confidence")
     if least is not None and not (type(least) in (int, float) and 0 <= least <= 1):
         raise RefusalError(400, "min_confidence must be a number from 0 to 1")
+    known = [params.get(name, "") for name in CONSTRAINTS]
+    if not all(isinstance(each, str) for each in known):
+        raise RefusalError(400, f"{', '.join(CONSTRAINTS)} must be text")
+    try:
+        constraints_of(*known)
+    except ConstraintError as error:
+        raise RefusalError(400, str(error)) from None
     return Form(texts, params)

@@ -52,7 +52,8 @@ def _rows(client: MlflowClient, name: str, version: ModelVersion, run: Run) -> l
     for each in client.search_runs(experiments, condition, max_results=ROWS, order_by=["start_time DESC"]):
         if found := measured(each, "eval"):
             tags = each.data.tags
-            data = _short(tags["data"]) + (f", {tags['engine']}" if "engine" in tags else "")
+            told = [tags[name] for name in ("engine", "constraints") if name in tags]
+            data = ", ".join([_short(tags["data"]), *told])
             rows.append(Row(tags["model_version"], data, *found, each.data.metrics["eval/cer"]))
     return rows
 
@@ -125,8 +126,9 @@ curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\
   -d '{{"dataframe_split": {{"columns": ["image"], "data": [["BASE64 OF THE FILE"]]}}}}'
 ```
 
-Parameters of a request: `decoder` (greedy or beam), `beam_width`, `min_confidence`. The answer has `text`, \
-`confidence`, `probability`, `accepted` and `character_confidences`. {engines}
+Parameters of a request: `decoder` (greedy or beam), `beam_width`, `min_confidence`; and what is known of the texts: \
+`length`, `characters`, `texts`, `pattern`. The answer has `text`, `confidence`, `probability`, `accepted` and \
+`character_confidences`. {engines}
 
 ### Limits
 

@@ -24,6 +24,7 @@ from mlflow.types.schema import Array
 import captcha
 from captcha.data.disk import full_disk
 from captcha.data.seen import SeenError, SeenPixels
+from captcha.reading.constraints import CONSTRAINTS
 from captcha.reading.engine import Engine
 from captcha.reading.recognizer import ARTIFACT, Recognizer
 from captcha.settings import CHAMPION, CHAMPION_URI, MODEL_NAME
@@ -47,7 +48,7 @@ MODEL_URI = re.compile(r"models:/(m-\w+)")
 VERSION_URI = re.compile(r"models:/([^/@]+)(?:@(.+)|/(\d+))")
 """Its groups are the name, the alias and the number; one of the last two is None."""
 
-SERVED_PACKAGES = ("mlflow", "onnxruntime", "numpy", "opencv-python-headless", "pillow")
+SERVED_PACKAGES = ("mlflow", "onnxruntime", "numpy", "opencv-python-headless", "pillow", "greenery")
 """What `captcha.reading` imports, and pandas, which comes with mlflow."""
 
 SOURCE_TAGS = ("mlflow.source.git.", "mlflow.source.type")
@@ -70,6 +71,7 @@ SIGNATURE = ModelSignature(
             ParamSpec("beam_width", DataType.long, 10),
             ParamSpec("min_confidence", DataType.double, None),
         ]
+        + [ParamSpec(name, DataType.string, "") for name in CONSTRAINTS]  # the empty one is none
     ),
 )
 

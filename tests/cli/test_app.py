@@ -12,7 +12,7 @@ from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import onnx.parser
 import pytest
@@ -31,6 +31,7 @@ from captcha.jobs.crossval import CrossvalOutcome
 from captcha.jobs.evaluate import EvaluateOutcome
 from captcha.jobs.train import TrainOutcome
 from captcha.reading import recognizer
+from captcha.reading.constraints import Constraints
 from captcha.reading.engine import Engine
 from captcha.reading.images import ImageError
 from captcha.reading.recognizer import Reading, save_recognizer
@@ -156,7 +157,7 @@ def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Ca
     confidence = ConfidenceFigures(100, 1, 0.012, 0.03, 0.005, 0.009, 0.97, 98, 0, 0.0301)
     outcome = EvaluateOutcome("r1", "models:/m/2", 2, "d1", FIGURES, of_all, 5000, None, confidence)
 
-    def stand_in(folder: str, model: str, problems: str, engine: str) -> EvaluateOutcome:
+    def stand_in(folder: str, model: str, problems: str, engine: str, known: object) -> EvaluateOutcome:
         asked.append((folder, model, problems))
         return outcome
 
@@ -267,6 +268,7 @@ def test_predict_reads_the_others_where_one_file_cannot_be_read(
 
     def stand_in(files: list[Path], *options: object) -> list[Reading | ImageError]:
         assert options[:4] == ("models:/captcha-crnn@champion", "beam", 10, "auto")
+        assert options[5] is None
         asked.append(options[4])
         reading = Reading("2b", 0.875, [0.9, 0.95], 0.75, True)
         return [ImageError(f"{f}: empty\nfile") if f.name == "b.png" else reading for f in files]
@@ -298,6 +300,23 @@ def test_a_least_confidence_that_is_none_is_one_line(bad: str, capsys: Capture) 
     assert run("predict", "x.png", "--min-confidence", bad) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--min-confidence" in line
+
+
+def test_what_is_known_of_the_texts_reaches_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[object] = []
+
+    def stand_in(*options: object) -> NoReturn:
+        asked.append(options[-1])
+        raise RegistryError("asked")
+
+    monkeypatch.setattr(predict, "predict", stand_in)
+    monkeypatch.setattr(evaluate, "evaluate", stand_in)
+    (tmp_path / "texts.txt").write_text("ab\nbc\n")
+    given = ["--length", "2", "--characters", "abc", "--texts", str(tmp_path / "texts.txt"), "--pattern", ".b"]
+    for arguments in (["predict", "x.png"], ["evaluate", str(tmp_path)]):
+        assert run(*arguments, *given) == 2
+        assert run(*arguments, "--length", "none") == 2
+    assert asked == [Constraints("2", "abc", "ab\nbc\n", ".b"), None] * 2
 
 
 @pytest.mark.parametrize("width", ["101", "1000000"])
@@ -536,6 +555,8 @@ def test_check_names_characters_outside_the_vocabulary(capsys: Capture, captcha_
         (["predict", str(Path(__file__).parent)], f"no images in {Path(__file__).parent}"),
         (["predict", "x.png", "--model", "file:///etc"], "'file:///etc' names no model: there is no such folder; use"),
         (["predict", "x.png", "--model", "http://127.0.0.1:9/x"], "'http://127.0.0.1:9/x' names no model: "),
+        (["predict", "x.png", "--length", "6-4"], "the length must be a number of characters such as 5"),
+        (["evaluate", str(Path(__file__).parent), "--texts", "x.txt"], "x.txt cannot be read: No such file"),
         (["train", "--epochs", "1000000000"], "--epochs: .* less than or equal to 100000"),
         (["train", "--batch-size", "1000000000"], "--batch-size: .* less than or equal to 4096"),
         (["check", str(Path(__file__).parent), "--vocabulary", "aba"], "characters twice: 'a'"),

@@ -22,6 +22,7 @@ from captcha.jobs import adapt as job
 from captcha.jobs import train as training
 from captcha.jobs.adapt import AdaptationError, adapt, confident_readings
 from captcha.jobs.train import log_training, parse_sources
+from captcha.reading.constraints import Constraints
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import AdaptSettings, TrainSettings
@@ -75,7 +76,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[float]]
     def script(*rounds: Sequence[float]) -> list[list[float]]:
         left = [list(confidences) for confidences in rounds]
 
-        def read(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[Reading]:
+        def read(checkpoint: Checkpoint, samples: Sequence[Sample], known: Constraints | None) -> list[Reading]:
             assert {sample.text for sample in samples} == {""}  # it is told no label
             return [reading(s.name[:2], c) for s, c in zip(samples, left.pop(0), strict=True)]
 

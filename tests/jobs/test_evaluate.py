@@ -1,5 +1,6 @@
 """`evaluate` with a model that reads stripes, which took no training; MLflow and its registry are real."""
 
+import json
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,6 +22,7 @@ from captcha.data.samples import Sample, digest
 from captcha.data.seen import SeenError, SeenPixels
 from captcha.evaluation.metrics import wilson_interval
 from captcha.jobs.evaluate import evaluate
+from captcha.reading.constraints import ConstraintError, Constraints
 from captcha.reading.recognizer import ARTIFACT, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.tracking.models import log_model, log_seen, own_model_id
@@ -270,6 +272,22 @@ def test_a_run_a_logged_model_and_a_folder_have_no_version_but_are_named(
         assert "model_version" not in run.data.tags
         assert run.data.tags.get("model_id") == (None if model == str(recognizer) else model_id)
     assert outcome.unknown == str(recognizer)
+
+
+def test_what_is_known_of_the_texts_is_kept_to_and_stands_in_the_run(
+    folder: Path, recognizer: Path, no_run: NoRun
+) -> None:
+    known = Constraints(length="2", texts="ab\nac\nba\nbc\nca\ncb\nxy")
+    run = mlflow.get_run(evaluate(str(folder), str(recognizer), constraints=known).run_id)
+    told = f"length 2, texts {known.written()['texts']}"
+    assert {"length": "2", "texts": known.written()["texts"]}.items() <= run.data.params.items()
+    assert not {"characters", "pattern"} & run.data.params.keys()
+    assert run.data.tags["constraints"] == told
+    assert f" by {recognizer}, told {told}: " in run.data.tags["mlflow.note.content"]
+    rows = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/eval_predictions.json")["data"]
+    assert {json.loads(row[2]) for row in rows} <= {"ab", "ac", "ba", "bc", "ca", "cb"}
+    with no_run(), pytest.raises(ConstraintError, match="no text of the 3 characters"):
+        evaluate(str(folder), str(recognizer), constraints=Constraints(characters="xyz"))
 
 
 def test_a_model_that_is_not_there_is_one_line_before_any_image_is_read_and_leaves_no_run(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 import captcha
 from captcha.reading.confidence import Calibration
+from captcha.reading.constraints import ConstraintError, Constraints
 from captcha.reading.engine import RecognizerError
 from captcha.reading.images import ImageError, ImageSource
 from captcha.reading.recognizer import COLUMNS_AT_ONCE, COLUMNS_WAITING, Recognizer, save_recognizer
@@ -252,6 +253,23 @@ def test_the_beam_reads_the_likelier_text_and_confidence_is_its_probability() ->
     assert beam.text == "a"
     assert beam.confidence == pytest.approx(0.64)
     assert beam.character_confidences == pytest.approx([1.0])
+
+
+def test_a_reading_keeps_to_what_is_known_and_its_probability_is_among_all_texts() -> None:
+    # The same frames: "aa" does not fit, since a blank must come between.
+    frame = np.log(np.array([0.6, 0.4, 1e-30, 1e-30], np.float32))
+    recognizer = Recognizer(lambda images: np.tile(frame, (2, len(images), 1)), VOCABULARY, HEIGHT)
+
+    known = Constraints(length="1")
+    assert recognizer.read(draw("a"), constraints=known) == recognizer.read(draw("a"), "beam", 3)
+    likeliest, other, none = (
+        recognizer.read([draw("a")], constraints=Constraints(texts=texts))[0] for texts in ("a\nb", "b", "aa")
+    )
+    assert (likeliest.text, likeliest.confidence) == ("a", pytest.approx(0.64))
+    assert (other.text, other.confidence) == ("b", pytest.approx(1.2e-30))
+    assert (none.text, none.confidence, none.character_confidences) == ("", 0.0, [])
+    with pytest.raises(ConstraintError, match="no text of the 3 characters"):
+        recognizer.read([draw("a")], constraints=Constraints(characters="x"))
 
 
 def test_confidence_never_exceeds_one_by_rounding() -> None:

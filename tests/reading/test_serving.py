@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from captcha.reading import images
 from captcha.reading.confidence import Calibration
+from captcha.reading.constraints import Constraints
 from captcha.reading.engine import RecognizerError
 from captcha.reading.limits import MAX_BYTES, MAX_ROWS
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
@@ -219,13 +220,13 @@ def test_decoders_are_chosen_by_params(model: Any, params: dict[str, Any]) -> No
 
 
 def test_params_reach_the_recognizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, int]] = []
+    calls: list[tuple[str, int, Constraints | None]] = []
 
     class Listener:
         height = HEIGHT
 
-        def read(self, images: Any, decoder: str, beam_width: int) -> list[Any]:
-            calls.append((decoder, beam_width))
+        def read(self, images: Any, decoder: str, beam_width: int, known: Constraints | None) -> list[Any]:
+            calls.append((decoder, beam_width, known))
             return []
 
     captcha_model = CaptchaModel()
@@ -233,8 +234,39 @@ def test_params_reach_the_recognizer(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = pd.DataFrame({"image": []})
     captcha_model.predict(None, frame)
     captcha_model.predict(None, frame, {"decoder": "beam", "beam_width": 7})
+    captcha_model.predict(None, frame, {"length": "5", "characters": "", "texts": "a\nb"})
 
-    assert calls == [("greedy", 10), ("beam", 7)]
+    known = Constraints(length="5", texts="a\nb")
+    assert calls == [("greedy", 10, None), ("beam", 7, None), ("greedy", 10, known)]
+
+
+@pytest.mark.parametrize(
+    ("params", "texts"),
+    [
+        ({}, "cab"),
+        ({"length": "2", "characters": "", "texts": "", "pattern": ""}, "[abc]{2}"),
+        ({"texts": "abc\ncaab"}, "caab"),
+        ({"characters": "bc", "pattern": ".{3,4}"}, "[bc]{3,4}"),
+    ],
+)
+def test_texts_keep_to_what_a_request_knows_of_them(model: Any, params: dict[str, Any], texts: str) -> None:
+    status, answer = post(model, {"inputs": [encoded(png("cab"))], "params": params})
+
+    assert status == 200
+    assert re.fullmatch(texts, answer["predictions"][0]["text"])
+
+
+@pytest.mark.parametrize(
+    ("params", "line"),
+    [
+        ({"length": "many"}, "the length must be a number of characters such as 5"),
+        ({"pattern": "(a"}, "the pattern is not of the subset"),
+        ({"pattern": "(a|b)*a(a|b){30}"}, "more than 100000 transitions"),
+        ({"characters": "xyz"}, "no text of the 3 characters that the model reads keeps to what is given"),
+    ],
+)
+def test_what_cannot_be_known_is_refused_in_one_line(model: Any, params: dict[str, Any], line: str) -> None:
+    assert line in check_refusal(*post(model, {"inputs": [encoded(png("a"))], "params": params}))
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,13 @@ def test_params_are_kept_and_a_byte_order_mark_is_none_of_the_text() -> None:
     }
 
 
+def test_what_is_known_of_the_texts_comes_as_params() -> None:
+    known = {"length": "4-6", "characters": "abc", "texts": "abca\nbcab", "pattern": "a.*"}
+    assert read_form(JSON, json.dumps({"inputs": IMAGES, "params": known}).encode()).params == known
+    upload = UPLOAD.replace(b'name="decoder"\r\n\r\nbeam', b'name="length"\r\n\r\n5')
+    assert read_form("multipart/form-data; boundary=X", upload).params == {"length": "5", "beam_width": 5}
+
+
 def test_mlflow_is_given_one_form() -> None:
     assert json.loads(Form(IMAGES, {"decoder": "beam"}).as_json()) == {
         "dataframe_split": {"columns": ["image"], "data": [["QUJD"], ["REVG"]]},
@@ -141,9 +148,16 @@ def test_bad_csv_is_refused(body: bytes) -> None:
             "row 1: the image is null; row 2: the image must be text in base64",
         ),
         ('{"inputs": ["A"], "params": ["beam"]}', "params must be an object"),
-        ('{"inputs": ["A"], "params": {"beam_widht": 5}}', "no other names than decoder, beam_width, min_confidence"),
+        (
+            '{"inputs": ["A"], "params": {"beam_widht": 5}}',
+            "no other names than decoder, beam_width, min_confidence, length, characters, texts, pattern",
+        ),
         ('{"inputs": ["A"], "params": {"decoder": "SECRET"}}', "decoder must be greedy or beam"),
         ('{"inputs": ["A"], "params": {"decoder": ["beam"]}}', "decoder must be greedy or beam"),
+        ('{"inputs": ["A"], "params": {"length": 5}}', "length, characters, texts, pattern must be text"),
+        ('{"inputs": ["A"], "params": {"pattern": null}}', "length, characters, texts, pattern must be text"),
+        ('{"inputs": ["A"], "params": {"length": "SECRET"}}', "the length must be a number of characters such as 5"),
+        ('{"inputs": ["A"], "params": {"texts": "\\n"}}', "the list of valid texts is empty"),
         ('{"inputs": ["A"], "params": {"beam_width": 101}}', "beam_width must be a whole number from 1 to 100"),
         ('{"inputs": ["A"], "params": {"beam_width": true}}', "beam_width must be a whole number from 1 to 100"),
         ('{"inputs": ["A"], "params": {"beam_width": "5"}}', "beam_width must be a whole number from 1 to 100"),
