@@ -328,6 +328,9 @@ def test_an_unreadable_image_can_be_left_out(
         ({"drawn": "absent"}, "no drawing style 'absent': did you mean"),
         ({"drawn": "kaptcha"}, "the style kaptcha draws 'abcdefgmnpwxy', which is outside"),
         ({"model": "nope"}, "'nope' names no model: "),
+        ({"length": "many"}, "the length must be a number of characters such as 5"),
+        ({"texts": "absent.txt"}, "absent.txt cannot be read: No such file"),
+        ({"characters": "xyz"}, "no text of the 10 characters that the model reads keeps to what is given"),
     ],
     ids=str,
 )
@@ -348,6 +351,32 @@ def test_a_mistake_that_needs_no_run_starts_none(
     settings = {"data": str(folder), "model": model} | wrong
     with no_run(), pytest.raises(CaptchaError, match=f"^[^\n]*{line}[^\n]*$"):
         adapt(AdaptSettings.model_validate(settings))
+
+
+def test_every_round_reads_what_is_known_of_the_texts(
+    folder: Path, model: str, readings: Callable[..., list[list[float]]], quick: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[Constraints | None] = []
+    readings([0.95] * 30 + [0.1] * 30, [0.95] * 30 + [0.1] * 30)
+    read = job._read
+
+    def note(checkpoint: Checkpoint, samples: Sequence[Sample], constraints: Constraints | None) -> list[Reading]:
+        known.append(constraints)
+        return read(checkpoint, samples, constraints)
+
+    monkeypatch.setattr(job, "_read", note)
+    outcome = adapt(asked(folder, model, length="2", characters="0123456789"), quick)
+
+    assert known == [Constraints(length="2", characters="0123456789")] * 2  # before the first round, and after it
+    run = mlflow.get_run(outcome.run_id)
+    assert {"length": "2", "texts": "none"}.items() <= run.data.params.items()
+    assert "length 2" in run.info.run_name
+
+
+def test_a_model_that_has_learned_nothing_reads_texts_of_the_length_that_is_known(folder: Path) -> None:
+    samples = read_samples(folder, HEIGHT)[0][:5]
+    untrained = Checkpoint.of(Crnn("compact", Vocabulary("0123456789"), HEIGHT))
+    assert {len(each.text) for each in job._read(untrained, samples, Constraints(length="3"))} == {3}
 
 
 def test_images_are_read_without_their_names_being_labels(folder: Path, tmp_path: Path) -> None:

@@ -744,6 +744,7 @@ def test_the_model_holds_what_serving_needs_and_nothing_else(model_folder: Path)
         "numpy",
         "opencv-python-headless",
         "pillow",
+        "greenery",
     ]
     assert f"mlflow=={mlflow.__version__}" in requirements
 
@@ -763,6 +764,7 @@ def test_the_signature_says_what_goes_in_and_comes_out(model: Any) -> None:
         ("decoder", "greedy"),
         ("beam_width", 10),
         ("min_confidence", None),
+        *((name, "") for name in ("length", "characters", "texts", "pattern")),
     ]
 
 
