@@ -9,7 +9,11 @@ MODEL_NAME = "captcha-crnn"
 MODEL_NAME_PATTERN = r"^\w[\w .-]*$"  # what MLflow takes everywhere, in a URI and in a filter too
 MODEL_NAME_LENGTH = 200  # the tables of MLflow hold 256, of models:/NAME/VERSION in other places 250
 EXPERIMENT_NAME = "captcha"
-CHAMPION = "champion"
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+"""Aliases of a registered model: the version read with unless another is named, the latest one that has not become
+champion, and the champion that a rollback leads back to."""
+PROMOTION_LEVEL = 0.05
+"""A challenger becomes champion where chance makes such a difference with a probability below this."""
 CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"
 
 NONE = "none"

@@ -40,6 +40,8 @@ from captcha.cli.terminal import (
     compare_summary,
     complain,
     crossval_summary,
+    decision_lines,
+    decisions_table,
     difference_table,
     evaluation_summary,
     known_lines,
@@ -56,6 +58,7 @@ from captcha.settings import (
     MAX_HEIGHT,
     MODEL_NAME,
     NONE,
+    PROMOTION_LEVEL,
     SEEDS,
     AdaptSettings,
     AuditSettings,
@@ -332,14 +335,14 @@ def models(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="registered model; without it, all")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the registered versions and what they read."""
-    from captcha.tracking.versions import versions
+    """List the registered versions and what they read; of one model also how its champions came about."""
+    from captcha.tracking.versions import moves, versions
 
     rows = versions(name)
     if as_json:
         print_json([asdict(row) for row in rows])
     else:
-        typer.echo(versions_table(rows))
+        typer.echo(versions_table(rows) + (decisions_table(rows, moves(name)) if name else ""))
 
 
 def show(named: VersionOrRun, as_json: Json = False) -> None:
@@ -388,15 +391,50 @@ def compare(
 
 def promote(
     version: Annotated[str, typer.Argument(metavar="VERSION", help=VERSIONS)],
-    reason: Reason = "",
+    test: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            callback=lambda value: None if value is None else existing_folder(value),
+            help="folder of labelled images that both versions read; without it, those of the test of its training",
+        ),
+    ] = None,
+    level: Annotated[
+        float, typer.Option(min=0, max=1, help="p of the exact McNemar test below which it becomes champion")
+    ] = PROMOTION_LEVEL,
+    no_worse: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MARGIN",
+            min=0,
+            max=1,
+            help="loss of exact match, as 0.02, that is allowed if it is smaller or faster",
+        ),
+    ] = None,
+    without_evidence: Annotated[
+        str | None, typer.Option(metavar="REASON", help="make it champion whatever it reads; why, for the history")
+    ] = None,
 ) -> None:
-    """Make a version the champion, whatever it reads."""
-    from captcha.tracking.champion import promote as job
+    """Make a version the champion if it reads more than the champion. Exits with 1 if it does not.
 
-    typer.echo(move_line(*job(version, reason)))
+    Both read the same images, which neither was trained on, and an exact McNemar test decides.
+    """
+    if without_evidence is not None and (test is not None or no_worse is not None):
+        raise typer.BadParameter("--without-evidence reads no images: leave out --test and --no-worse")
+    if without_evidence is not None and not without_evidence.strip():
+        raise typer.BadParameter("--without-evidence needs a reason, for the history")
+    from captcha.tracking.promotion import Rule
+    from captcha.tracking.promotion import promote as job
+
+    decision = job(version, test, Rule(level, no_worse), without_evidence)
+    typer.echo(decision_lines(decision))
+    if not decision.promoted:
+        raise typer.Exit(1)
 
 
-def rollback(name: Name = MODEL_NAME, reason: Reason = "") -> None:
+def rollback(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="registered model")] = MODEL_NAME, reason: Reason = ""
+) -> None:
     """Make the former champion the champion again."""
     from captcha.tracking.champion import rollback as job
 

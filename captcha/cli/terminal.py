@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # heavy imports, loaded already by the job whose outcome is p
     from captcha.jobs.sync import SyncOutcome
     from captcha.jobs.train import TrainOutcome
     from captcha.tracking.champion import Move
+    from captcha.tracking.promotion import Decision
     from captcha.tracking.runs import Listed
     from captcha.tracking.versions import Difference, Known, Measured, Version
 
@@ -255,6 +256,7 @@ def known_lines(known: "Known") -> str:
             "settings",
             ", ".join(f"{key} {value}" for key, value in known.settings.items() if key != "data") or "defaults",
         ),
+        *(("judged", each.decision) for each in known.versions),
         ("started from", known.parent),
         ("backbone", known.backbone),
         ("vocabulary", known.vocabulary),
@@ -283,18 +285,45 @@ def difference_table(difference: "Difference", first: str, second: str) -> str:
     )
 
 
+def decisions_table(versions: "Sequence[Version]", moves: Sequence[str]) -> str:
+    """Return how the versions of a model were judged, and the moves of its champion, below the table of them."""
+    judged = [[f"version {each.version}", each.decision] for each in versions if each.decision]
+    return (f"\n\n{_table(judged)}" if judged else "") + "".join(["\n", *(f"\n{CHAMPION}  {line}" for line in moves)])
+
+
+def decision_lines(decision: "Decision") -> str:
+    """Return what has become of a challenger: the table of a comparison, and the move or why there is none."""
+    name, version, former = decision.name, decision.version, decision.former
+    table = ""
+    if counts := decision.counts:
+        both, alone = (counts.both, counts.only_champion), (counts.only_challenger, counts.neither)
+        table = _counts_table(f"version {former}", f"version {version}", both, alone) + "\n\n"
+    if not decision.promoted:
+        stays = f"version {former} stays {CHAMPION}" if former else f"version {version} does not become {CHAMPION}"
+        return f"{table}{name}: {stays}: {decision.told}"
+    was = f"version {former}" if former else "none"
+    return f"{table}{name}: the {CHAMPION} has moved, {was} → version {version} ({decision.told})"
+
+
+def _counts_table(first: str, second: str, first_right: tuple[int, int], first_wrong: tuple[int, int]) -> str:
+    """Return how many images two models read right and wrong, each pair being those that the second reads and not."""
+    return _table(
+        [
+            ["", f"{second} right", f"{second} wrong"],
+            [f"{first} right", *map(str, first_right)],
+            [f"{first} wrong", *map(str, first_wrong)],
+        ]
+    )
+
+
 def compare_summary(outcome: "CompareOutcome", shown: int = 20) -> str:
     """Return the closing lines of a comparison: counts, p, and the images that one of the two alone reads."""
     first, second = outcome.names
     images = [[each.file, each.label, each.first or NOTHING, each.second or NOTHING] for each in outcome.images]
     more = f"\nand {len(images) - shown} more" if len(images) > shown else ""
-    counts = [
-        ["", f"{second} right", f"{second} wrong"],
-        [f"{first} right", str(outcome.both), str(outcome.only_first)],
-        [f"{first} wrong", str(outcome.only_second), str(outcome.neither)],
-    ]
+    counts = _counts_table(first, second, (outcome.both, outcome.only_first), (outcome.only_second, outcome.neither))
     return (
-        f"{_table(counts)}\n\n"
+        f"{counts}\n\n"
         f"exact match: {first} {outcome.exact_match[0]:.2%}, {second} {outcome.exact_match[1]:.2%}; "
         f"exact McNemar p = {outcome.p:.3g}\n\n"
         + (_table([["file", "label", first, second], *images[:shown]]) + more + "\n\n" if images else "")
@@ -303,11 +332,10 @@ def compare_summary(outcome: "CompareOutcome", shown: int = 20) -> str:
 
 
 def move_line(name: str, move: "Move") -> str:
-    """Return what a move of the champion's alias has done."""
+    """Return what a rollback has done."""
     former = "none" if move.before is None else f"version {move.before}"
-    back = " back" if move.rollback else ""
     reason = f" ({move.reason})" if move.reason else ""
-    return f"{name}: the {CHAMPION} has moved{back}, {former} → version {move.after}{reason}"
+    return f"{name}: the {CHAMPION} has moved back, {former} → version {move.after}{reason}"
 
 
 def _measured_line(measured: "Measured") -> str:

@@ -1,6 +1,7 @@
 """Where samples come from: a labelled folder, or a style that draws them. Parsed once, from what a person writes."""
 
 import logging
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,6 +153,14 @@ def parse_style(name: str) -> Drawn:
         StyleError: there is no such style, or its file describes none.
     """
     return Drawn(name, load_style(name))
+
+
+def short_data(data: str) -> str:
+    """Return how a version, its description and the card name images: draw:STYLE, or a folder without where it lies.
+
+    The run has the whole path; whoever serves the model need not know it.
+    """
+    return re.sub(r"^(draw:)?.*/", r"\1", data.rstrip("/"))
 
 
 @dataclass(frozen=True)

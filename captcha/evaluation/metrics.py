@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
-from math import comb
 from statistics import NormalDist
 
 from rapidfuzz.distance import Levenshtein
@@ -86,8 +85,27 @@ def mcnemar(only_first: int, only_second: int) -> float:
     that fair coins in place of these images would fall at least as unevenly (McNemar, 1947, doi:10.1007/BF02295996);
     1 where the two differ on no image.
     """
-    n, fewer = only_first + only_second, min(only_first, only_second)
-    return min(1.0, 2 * sum(comb(n, i) for i in range(fewer + 1)) / (1 << n))
+    from scipy.stats import binomtest  # its import takes a second
+
+    differing = only_first + only_second
+    return float(binomtest(only_first, differing).pvalue) if differing else 1.0
+
+
+def loss_bound(only_first: int, only_second: int, n: int, level: float) -> float:
+    """Return an upper bound, at confidence 1 - level, of how much smaller the second's exact match is than the first's.
+
+    Of n images, `only_first` are read by the first reader alone, `only_second` by the second alone. The two shares are
+    bounded on one side each at level / 2 (Clopper and Pearson, 1934, doi:10.1093/biomet/26.4.404), and the bound is
+    the difference of these: by Bonferroni's inequality the difference lies above it with probability `level` at most,
+    whatever n and the shares are.
+    """
+    from scipy.stats import binomtest
+
+    lost, gained = (
+        binomtest(count, n, alternative=side).proportion_ci(1 - level / 2, method="exact")
+        for count, side in ((only_first, "less"), (only_second, "greater"))
+    )
+    return float(lost.high - gained.low)
 
 
 def _check(predictions: Sequence[str], references: Sequence[str]) -> None:

@@ -8,8 +8,9 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from captcha.data.sources import short_data
 from captcha.settings import CHAMPION
-from captcha.tracking.descriptions import measured, percent, short_data
+from captcha.tracking.descriptions import measured, percent
 from captcha.tracking.models import fact
 
 ROWS, CHARACTERS, NAME = 12, 200, 60

@@ -1,4 +1,4 @@
-"""The champion of a registered model: the alias `champion`, how it moves, and the history of its moves."""
+"""The champion of a registered model: the alias `champion`, how it moves, the history of its moves, and `previous`."""
 
 import re
 from collections.abc import Sequence
@@ -7,19 +7,20 @@ from datetime import UTC, datetime
 from typing import Self
 
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from captcha.settings import CHAMPION
+from captcha.settings import CHALLENGER, CHAMPION, PREVIOUS
 from captcha.tracking.card import write_card
 from captcha.tracking.models import find
 from captcha.tracking.naming import not_registered
 from captcha.tracking.runs import RegistryError, connect
+from captcha.tracking.turns import turn, waiting
 
 HISTORY_TAG = "champion_history"
 """The registered model's tag that holds the moves, a line each, the latest first."""
 
-MOVES_KEPT, REASON_LENGTH = 20, 150
+MOVES_KEPT, REASON_LENGTH = 20, 180
 """Bounds of the history: a tag of the registry holds 5,000 characters."""
 
 _PROMOTED, _ROLLED_BACK = "promoted", "rolled back"
@@ -57,18 +58,8 @@ class Move:
         return cls(time, None if before == "none" else int(before), int(after), reason or "", done == _ROLLED_BACK)
 
 
-def promote(named: str, reason: str = "") -> tuple[str, Move]:
-    """Make a version champion; return the registered model's name and the move.
-
-    Raises:
-        RegistryError: there is no such version, it is champion already, or the reason is too long.
-    """
-    connect(writing=True)
-    client = MlflowClient()
-    found = find(client, named)
-    if not isinstance(found, ModelVersion):
-        raise RegistryError(f"{named} is a run, and a version is promoted: captcha register {named} makes it one")
-    return found.name, move(client, found.name, found.version, reason)
+class Overtaken(RegistryError):  # noqa: N818  what has happened, not a fault
+    """The champion is no longer the version that it was; one line."""
 
 
 def rollback(name: str, reason: str = "") -> tuple[str, Move]:
@@ -90,32 +81,49 @@ def rollback(name: str, reason: str = "") -> tuple[str, Move]:
         now = f"version {present} is {CHAMPION}" if present else f"there is no {CHAMPION}"
         raise RegistryError(f"{name}: {now}, and its history knows none before: captcha promote VERSION moves it")
     find(client, f"{name}/{former}")
-    return name, move(client, name, former, reason, rollback=True)
+    return name, move(client, name, former, reason, present, rollback=True)
 
 
-def move(client: MlflowClient, name: str, version: int | str, reason: str, rollback: bool = False) -> Move:
-    """Give the alias to a version, write the move into the history and the card anew; return the move.
+def move(
+    client: MlflowClient, name: str, version: int, reason: str, former: int | None, rollback: bool = False
+) -> Move:
+    """Give the alias to a version in place of the former champion (None: of none); return the move.
 
-    The history says first what is about to be done, so that a kill at any moment leaves a move that was made, with its
-    line, or none: `history` tells by the alias which, and `settle` does the rest.
+    The move is written into the history and the card is written anew; `previous` is then what a rollback leads to, and
+    a challenger that is champion is none any more. The history says first what is about to be done, so that a kill at
+    any moment leaves a move that was made, with its line, or none: `history` tells by the alias which, and `settle`
+    does the rest. Of two processes one waits for the other.
 
     Raises:
+        Overtaken: another version is champion by now than the former one.
         RegistryError: the version is champion already, or the reason is too long.
     """
+    reason = one_line(reason)
+    with turn(client, name):
+        _settle(client, name)
+        refuse_champion(client, name, version)
+        if (present := present_champion(client, name)) != former:
+            raise Overtaken(f"{name}: {CHAMPION} has just become version {present}: look at that one, and try again")
+        made = Move(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", former, version, reason, rollback)
+        lines = _lines([made, *history(client, name)])
+        client.set_registered_model_tag(name, HISTORY_TAG, _BEGUN + lines)
+        client.set_registered_model_alias(name, CHAMPION, str(version))
+        _settle(client, name)
+    return made
+
+
+def one_line(reason: str) -> str:
+    """Return a reason as the history holds it. Raises RegistryError where it is too long."""
     reason = " ".join(reason.split())
     if len(reason) > REASON_LENGTH:
         raise RegistryError(f"a reason has {REASON_LENGTH} characters at most, and this one has {len(reason)}")
-    settle(client, name)
-    present = present_champion(client, name)
-    if present == int(version):
+    return reason
+
+
+def refuse_champion(client: MlflowClient, name: str, version: int) -> None:
+    """Raise RegistryError where the version is champion already."""
+    if present_champion(client, name) == version:
         raise RegistryError(f"{name} version {version} is {CHAMPION} already")
-    made = Move(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", present, int(version), reason, rollback)
-    lines = _lines([made, *history(client, name)])
-    client.set_registered_model_tag(name, HISTORY_TAG, _BEGUN + lines)
-    client.set_registered_model_alias(name, CHAMPION, str(version))
-    write_card(name)
-    client.set_registered_model_tag(name, HISTORY_TAG, lines)
-    return made
 
 
 def _lines(moves: Sequence[Move]) -> str:
@@ -123,10 +131,31 @@ def _lines(moves: Sequence[Move]) -> str:
 
 
 def settle(client: MlflowClient, name: str) -> None:
-    """Write the card, and what became of a move into the history, where a kill has cut the move off."""
-    if client.get_registered_model(name).tags.get(HISTORY_TAG, "").startswith(_BEGUN):
-        write_card(name)
-        client.set_registered_model_tag(name, HISTORY_TAG, _lines(history(client, name)))
+    """Write what a move of the alias brings with it, and what became of it into the history, where a kill cut it off.
+
+    Of a move that another process is at, wait for the end.
+    """
+    tags = client.get_registered_model(name).tags
+    if tags.get(HISTORY_TAG, "").startswith(_BEGUN) or waiting(tags):
+        with turn(client, name):
+            _settle(client, name)
+
+
+def _settle(client: MlflowClient, name: str) -> None:
+    model = client.get_registered_model(name)
+    if not model.tags.get(HISTORY_TAG, "").startswith(_BEGUN):
+        return
+    moves, present = history(client, name), _champion(model)
+    former = before(moves, present)
+    there = {int(version.version) for version in client.search_model_versions(f"name = '{name}'")}
+    if former in there:
+        client.set_registered_model_alias(name, PREVIOUS, str(former))
+    elif PREVIOUS in model.aliases:
+        client.delete_registered_model_alias(name, PREVIOUS)
+    if present is not None and model.aliases.get(CHALLENGER) == model.aliases[CHAMPION]:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    write_card(name)
+    client.set_registered_model_tag(name, HISTORY_TAG, _lines(moves))
 
 
 def history(client: MlflowClient, name: str) -> list[Move]:

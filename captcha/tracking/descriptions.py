@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlflow.entities import Run
 
+from captcha.data.sources import short_data
 from captcha.settings import MODEL_NAME, Settings
 from captcha.tracking.models import SEEN_TAG, UNKNOWN_TAG, fact
 
@@ -75,12 +76,9 @@ def short_uri(uri: str) -> str:
     return uri.removeprefix("models:/") if uri.startswith("models:/") else f"folder {Path(uri).resolve().name}"
 
 
-def short_data(data: str) -> str:
-    """Return how a version, its description and the card name images: draw:STYLE, or a folder without where it lies.
-
-    The run has the whole path; whoever serves the model need not know it.
-    """
-    return re.sub(r"^(draw:)?.*/", r"\1", data.rstrip("/"))
+def without_folders(text: str) -> str:
+    """Return a text in which of each absolute path only the last part is left: what a version says is for anybody."""
+    return re.sub(r"(?<![\w.:/-])/(?:[^/\n'\"]*/)+", "", text)
 
 
 def percent(share: float | str) -> str:

@@ -24,6 +24,7 @@ from mlflow.types.schema import Array
 import captcha
 from captcha.data.disk import full_disk
 from captcha.data.seen import SeenError, SeenPixels
+from captcha.data.sources import short_data
 from captcha.reading.constraints import CONSTRAINTS
 from captcha.reading.engine import Engine
 from captcha.reading.recognizer import ARTIFACT, Recognizer
@@ -51,8 +52,11 @@ VERSION_URI = re.compile(r"models:/([^/@]+)(?:@(.+)|/(\d+))")
 SERVED_PACKAGES = ("mlflow", "onnxruntime", "numpy", "opencv-python-headless", "pillow", "greenery")
 """What `captcha.reading` imports, and pandas, which comes with mlflow."""
 
-SOURCE_TAGS = ("mlflow.source.git.", "mlflow.source.type")
+SOURCE_TAGS = ("mlflow.source.git.commit", "mlflow.source.type")
 """Tags of a run that its model has too: the commit of the code; who trained it, and in which folder, stays there."""
+
+NAMING_FILES = ("data", "val_data", "test_data", "drawn", "texts")
+"""Settings that may name a folder or a file: a model has their last part, and digests of the images."""
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string, "image")]),
@@ -394,8 +398,8 @@ def _begun_model(client: MlflowClient, run: Run) -> LoggedModel:
         run.info.experiment_id,
         name=re.sub(r"[/:.%\"']", "-", run.info.run_name),  # MLflow allows these in no model's name
         source_run_id=run.info.run_id,
-        tags={key: value for key, value in run.data.tags.items() if key.startswith(SOURCE_TAGS)},
-        params=run.data.params,
+        tags={key: value for key, value in run.data.tags.items() if key in SOURCE_TAGS},
+        params={key: short_data(value) if key in NAMING_FILES else value for key, value in run.data.params.items()},
     )
 
 

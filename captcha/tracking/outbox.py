@@ -58,6 +58,8 @@ def is_outage(error: BaseException) -> bool:
     """
     if isinstance(error, CaptchaError):
         return isinstance(error, StoreError) or (error.__context__ is not None and is_outage(error.__context__))
+    if isinstance(error, FileNotFoundError):  # it will not be there later either
+        return False
     if isinstance(error, requests.RequestException | OSError):
         return True
     passing = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")

@@ -172,8 +172,10 @@ def _predictions(evaluation: Evaluation, table: str) -> pd.DataFrame:
         "probability": [reading.probability for reading in ordered.readings],
         "accepted": [reading.accepted for reading in ordered.readings],
     }
-    files = [str(sample.folder.resolve() / sample.name) for sample in ordered.samples if sample.folder]
-    return pd.DataFrame(columns | ({"file": files} if len(files) == len(ordered.samples) else {}))
+    # By these a promotion has the same images again.
+    files = [str(each.folder.resolve() / each.name) for each in ordered.samples if each.folder]
+    drawn = [each.name for each in ordered.samples if not each.folder]
+    return pd.DataFrame(columns | {name: of for name, of in {"file": files, "drawn": drawn}.items() if of})
 
 
 def _thumbnails(evaluation: Evaluation, folder: str) -> list[dict[str, str]]:

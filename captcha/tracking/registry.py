@@ -1,4 +1,4 @@
-"""The MLflow registry: versions of a model, what they say of themselves, the champion."""
+"""The MLflow registry: a run's model becomes a version, which says what it is, and challenges the champion."""
 
 import contextlib
 import json
@@ -11,27 +11,27 @@ from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from captcha import CaptchaError
+from captcha.data.sources import short_data
 from captcha.reading.engine import MODEL_FILES
-from captcha.settings import CHAMPION, MODEL_NAME_LENGTH, MODEL_NAME_PATTERN
+from captcha.settings import CHALLENGER, CHAMPION, MODEL_NAME_LENGTH, MODEL_NAME_PATTERN
 from captcha.tracking.card import write_card
-from captcha.tracking.champion import history, move, present_champion, settle
-from captcha.tracking.descriptions import describe_training, measured, percent, short_data
+from captcha.tracking.champion import history, present_champion, settle
+from captcha.tracking.descriptions import describe_training, measured, without_folders
 from captcha.tracking.digests import FILES_TAG, files_tag
 from captcha.tracking.models import download, fact, first_line, logged_model
+from captcha.tracking.outbox import is_outage
+from captcha.tracking.promotion import DECISION_TAG, FIRST, Rule, decide
 from captcha.tracking.runs import RegistryError, connect
-
-CHAMPION_FLOOR = 0.1
-"""Exact match on its test images that a version needs to become champion."""
 
 REGISTRATION_TAG = "registration"
 """A version's tag: what its registration has led to, or that it was cut off. Versions of earlier ones have none."""
 
 _UNFINISHED = "unfinished: captcha register"
-_FIRST = f"the first {CHAMPION}"
 
 
 def register(run_id: str, name: str) -> tuple[str, int, str]:
-    """Register the model of a run, once, and make it champion where it earns that.
+    """Register the model of a run, once, as challenger, and make it champion where it earns that.
 
     Each step does nothing where it has been done, and the last one notes that all are: so after a kill, registering
     the run again does what is left, and after a registration that came to its end it changes nothing.
@@ -76,7 +76,7 @@ def register(run_id: str, name: str) -> tuple[str, int, str]:
     settle(client, name)
     told = _promote(client, name, version)
     write_card(name)
-    client.set_model_version_tag(name, version.version, REGISTRATION_TAG, told)
+    client.set_model_version_tag(name, version.version, REGISTRATION_TAG, without_folders(told))
     return name, int(version.version), f"{name} version {version.version} {told}"
 
 
@@ -130,41 +130,36 @@ def is_champion(name: str, version: int) -> bool:
 
 
 def _promote(client: MlflowClient, name: str, version: ModelVersion) -> str:
-    """Give the champion's alias to a version that has none to beat, or beats it on the same test images; say so.
+    """Let a version challenge the champion, and return what has become of it, however that ends.
 
     Once: a version that has been champion, as the alias or the history says, stays what has become of it since.
     """
-    number, new = int(version.version), version.tags
+    number, tags = int(version.version), version.tags
     champion = present_champion(client, name)
-    registered = "registered" + (f" with {new['exact_match']} exact match" if "exact_match" in new else "")
+    registered = "registered" + (f" with {tags['exact_match']} exact match" if "exact_match" in tags else "")
     made = next((move for move in history(client, name) if move.after == number), None)
     if made or champion == number:
         return _told(registered, made.reason if made else "")
-    if "exact_match" in new and float(new["exact_match"]) < CHAMPION_FLOOR:
-        return (
-            f"registered, but not as {CHAMPION}: it reads {percent(new['exact_match'])} of the test images, and a "
-            f"{CHAMPION} reads {percent(CHAMPION_FLOOR)} or more"
-        )
-    if champion is None:
-        move(client, name, number, _FIRST)
-        return _told(registered, _FIRST)
-    stays = f"{registered}; version {champion} stays {CHAMPION}"
-    old = client.get_model_version(name, str(champion)).tags
-    if "exact_match" not in new:
-        return f"{stays}: no labels to test on"
-    if old.get("test_digest") != new.get("test_digest"):
-        return f"{stays}: the two were tested on different images"
-    if float(new["exact_match"]) <= float(old["exact_match"]):
-        return f"{stays}: {old['exact_match']} on the same test"
-    better = f"{new['exact_match']} in place of {old['exact_match']} on the same test"
-    move(client, name, number, better)
-    return _told(registered, better)
+    client.set_registered_model_alias(name, CHALLENGER, version.version)
+    try:
+        decision = decide(client, version, Rule())
+    except (CaptchaError, MlflowException, OSError) as error:
+        if is_outage(error):
+            raise
+        why = f"not judged: {first_line(error)}"
+        client.set_model_version_tag(name, version.version, DECISION_TAG, without_folders(why))
+        return f"{registered}; {f'version {champion} stays {CHAMPION}' if champion else f'no {CHAMPION}'}, {why}"
+    if decision.promoted:
+        return _told(registered, decision.told)
+    if decision.former is None:
+        return f"registered, but not as {CHAMPION}: {decision.told}"
+    return f"{registered}; version {decision.former} stays {CHAMPION}: {decision.told}"
 
 
 def _told(registered: str, reason: str) -> str:
     """Return what to tell of a version that became champion, for the reason that the history gives."""
-    if reason == _FIRST:
-        return f"registered, {_FIRST}"
+    if reason == FIRST:
+        return f"registered, {FIRST}"
     return f"{registered}; the new {CHAMPION}" + (f": {reason}" if reason else "")
 
 

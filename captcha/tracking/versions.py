@@ -30,6 +30,7 @@ from captcha.tracking.champion import history
 from captcha.tracking.descriptions import measured
 from captcha.tracking.models import fact, find, logged_model, version_uri
 from captcha.tracking.naming import not_registered
+from captcha.tracking.promotion import DECISION_TAG
 from captcha.tracking.runs import RegistryError, connect
 
 SETTINGS: Mapping[str, type[Settings]] = {
@@ -70,6 +71,8 @@ class Version:
     """Size of the recogniser's files; None where they are gone."""
     date: str
     """As in 2026-01-31."""
+    decision: str | None = None
+    """How it was judged beside the champion the last time."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,11 @@ def versions(name: str | None = None) -> list[Version]:
     ]
     found.sort(key=lambda version: (version.name, -int(version.version)))
     return [_version(client, version, models[version.name], _run_of(client, version)) for version in found]
+
+
+def moves(name: str) -> list[str]:
+    """Return the moves of a registered model's champion, the latest first."""
+    return [move.line for move in history(MlflowClient(), name)]
 
 
 def show(named: str) -> Known:
@@ -213,6 +221,7 @@ def _version(client: MlflowClient, version: ModelVersion, aliases: Mapping[str, 
         _test(version.tags, run),
         _bytes(client, version.tags.get("model_id")),
         _date(version.creation_timestamp),
+        version.tags.get(DECISION_TAG),
     )
 
 

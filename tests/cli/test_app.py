@@ -37,8 +37,9 @@ from captcha.reading.images import ImageError
 from captcha.reading.recognizer import Reading, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import AuditSettings, CrossvalSettings, TrainSettings
-from captcha.tracking import champion, registry, versions, view
+from captcha.tracking import champion, promotion, registry, versions, view
 from captcha.tracking.champion import Move
+from captcha.tracking.promotion import Counts, Decision, Rule
 from captcha.tracking.runs import RegistryError
 from captcha.tracking.versions import Difference, Known, Measured, Version
 
@@ -359,13 +360,14 @@ def test_register_prints_what_was_done(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 TEST = Measured("folder", 0.99, 0.95, 0.998, 0.002, 100)
-THIRD = Version("captcha-crnn", 3, ["best", "champion"], TEST, 4_171_401, "2026-01-31")
+THIRD = Version("captcha-crnn", 3, ["best", "champion"], TEST, 4_171_401, "2026-01-31", "better than version 1")
 UNTESTED = Version("another", 12, [], None, None, "2026-01-30")
 
 
 def test_models_are_a_table(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     rows = [UNTESTED, THIRD]
     monkeypatch.setattr(versions, "versions", lambda name: [row for row in rows if name in (None, row.name)])
+    monkeypatch.setattr(versions, "moves", lambda name: ["2026-01-31 23:59:59 UTC promoted 1 → 3: better"])
     assert run("models") == 0
     assert capsys.readouterr().out.splitlines() == [
         "model         version  aliases         exact match  95 % interval     images  tested on  size    registered",
@@ -375,7 +377,15 @@ def test_models_are_a_table(monkeypatch: pytest.MonkeyPatch, capsys: Capture) ->
     assert run("models", "captcha-crnn", "--json") == 0
     [row] = json.loads(capsys.readouterr().out)
     assert (row["version"], row["aliases"], row["test"]["low"], row["bytes"]) == (3, THIRD.aliases, 0.95, 4171401)
-    assert run("models", "nobody") == 0
+    assert run("models", "captcha-crnn") == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "",
+        "version 3  better than version 1",
+        "",
+        "champion  2026-01-31 23:59:59 UTC promoted 1 → 3: better",
+    ]
+    rows.clear()
+    assert run("models") == 0
     assert capsys.readouterr().out == "no model is registered yet: captcha train registers one\n"
 
 
@@ -406,6 +416,7 @@ def test_what_is_known_of_a_version_is_a_line_for_each_thing(monkeypatch: pytest
         "evaluated     exact match 50.00% on other; 2026-02-01, run def",
         "data          folder",
         "settings      epochs 6, backbone compact",
+        "judged        better than version 1",
         "started from  models:/captcha-crnn/1",
         "backbone      compact",
         "champion      2026-01-31 23:59:59 UTC promoted 1 → 3: better",
@@ -473,19 +484,64 @@ def test_a_comparison_on_a_folder_prints_counts_p_and_what_differs(
     assert capsys.readouterr().err == f"captcha: Invalid value for 'DIR': no such folder: {tmp_path / 'none'}\n"
 
 
-def test_a_move_of_the_champion_is_one_line_from_and_to(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.setattr(champion, "promote", lambda named, reason: ("m", Move("", None, int(named), reason)))
+def test_a_rollback_is_one_line_from_and_to(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(champion, "rollback", lambda name, reason: (name, Move("", 3, 2, reason, True)))
-    assert run("promote", "3") == 0
-    assert run("promote", "3", "--reason", "it is smaller") == 0
     assert run("rollback") == 0
-    assert run("rollback", "--name", "m", "--reason", "it misreads m") == 0
+    assert run("rollback", "m", "--reason", "it misreads m") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "m: the champion has moved, none → version 3",
-        "m: the champion has moved, none → version 3 (it is smaller)",
         "captcha-crnn: the champion has moved back, version 3 → version 2",
         "m: the champion has moved back, version 3 → version 2 (it misreads m)",
     ]
+
+
+def test_a_promotion_shows_what_both_read_and_ends_with_1_where_nothing_moves(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def promoted(named: str, folder: str | None, rule: Rule, without_evidence: str | None) -> Decision:
+        asked.append((named, folder, rule, without_evidence))
+        counts = None if without_evidence else Counts(90, 7, 1, 2, 0.07, 3, "d1", 2)
+        why = f"without evidence: {without_evidence}" if without_evidence else "97 of 100 read"
+        return Decision("m", 3, 2, rule.level > 0.07 or not counts, why, counts, "3 images are left out")
+
+    monkeypatch.setattr(promotion, "promote", promoted)
+    assert run("promote", "m/3") == 1
+    assert run("promote", "m/3", "--test", str(tmp_path), "--level", "0.1", "--no-worse", "0.02") == 0
+    assert run("promote", "m/3", "--without-evidence", "it reads m") == 0
+    assert asked == [
+        ("m/3", None, Rule(), None),
+        ("m/3", str(tmp_path), Rule(0.1, 0.02), None),
+        ("m/3", None, Rule(), "it reads m"),
+    ]
+    table = ["                 version 3 right  version 3 wrong", "version 2 right  90               1"]
+    assert capsys.readouterr().out.splitlines() == [
+        *table,
+        "version 2 wrong  7                2",
+        "",
+        "m: version 2 stays champion: 97 of 100 read; 3 images are left out",
+        *table,
+        "version 2 wrong  7                2",
+        "",
+        "m: the champion has moved, version 2 → version 3 (97 of 100 read; 3 images are left out)",
+        "m: the champion has moved, version 2 → version 3 (without evidence: it reads m; 3 images are left out)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--without-evidence", " "], "--without-evidence needs a reason, for the history"),
+        (["--without-evidence", "x", "--no-worse", "0.1"], "--without-evidence reads no images: leave out --test and "),
+        (["--test", "nowhere"], "Invalid value for '--test': no such folder: "),
+        (["--level", "2"], "Invalid value for '--level': 2.0 is not in the range"),
+    ],
+)
+def test_options_of_a_promotion_that_cannot_be_meant_are_one_line(
+    options: list[str], line: str, capsys: Capture
+) -> None:
+    assert run("promote", "m/3", *options) == 2
+    assert re.fullmatch(rf"captcha: [^\n]*{re.escape(line)}[^\n]*\n", capsys.readouterr().err)
 
 
 def test_check_counts_and_ends_with_1_on_an_error(capsys: Capture, captcha_folder: Path) -> None:

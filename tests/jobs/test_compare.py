@@ -5,7 +5,6 @@ from pathlib import Path
 import cv2
 import mlflow
 import numpy as np
-import onnx.parser
 import pytest
 from mlflow import MlflowClient
 
@@ -13,38 +12,19 @@ from captcha.data.samples import DataError, Sample
 from captcha.evaluation.results import Evaluation, evaluate
 from captcha.jobs import compare as module
 from captcha.jobs.compare import Differing, compare
-from captcha.reading.recognizer import Recognizer, save_recognizer
-from captcha.reading.vocabulary import Vocabulary
-from captcha.tracking.models import log_model, own_model_id
+from captcha.reading.recognizer import Recognizer
+from captcha.tracking.models import own_model_id
 from captcha.tracking.runs import RegistryError, tracked_run
 from captcha.tracking.versions import show, versions
+from tests.tracking.readers import READS_A, READS_B, log_reader
 
-# Reads one character, whatever the image, if it has the height: log_probs (1, N, 3), of the blank, of "a" and of "b".
-ALWAYS = """
-<ir_version: 10, opset_import: ["": 18]>
-always (uint8[N, 3, HEIGHT, W] images) => (float[1, N, C] log_probs)
-<float[3] frame = {FRAME}>
-{
-    shape = Shape(images)
-    one = Constant<value_ints = [1]>()
-    zero = Constant<value_ints = [0]>()
-    count = Slice(shape, zero, one)
-    three = Constant<value_ints = [3]>()
-    wanted = Concat<axis = 0>(one, count, three)
-    log_probs = Expand(frame, wanted)
-}
-"""
-READS_A, READS_B = "-4.6, -0.02, -4.6", "-4.6, -4.6, -0.02"
 LABELS = ["a", "a", "b", "ab", "a", "a", "b", "a"]
 
 
 def logged(folder: Path, frame: str, height: int) -> tuple[str, str]:
     """The ids of a run and of the model it has logged, which reads always the same; `folder` is for its files."""
-    model = onnx.parser.parse_model(ALWAYS.replace("FRAME", frame).replace("HEIGHT", str(height)))
-    save_recognizer(folder / "recognizer", model.SerializeToString(), Vocabulary("ab"), height)
     with tracked_run("a training") as run:
-        example = cv2.imencode(".png", np.zeros((16, 32, 3), np.uint8))[1].tobytes()
-        log_model(folder / "recognizer", example, step=0)
+        log_reader(folder, frame, height)
     return run.info.run_id, own_model_id(run.info.run_id)
 
 

@@ -13,6 +13,7 @@ from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service import utils
 
 from captcha.tracking.runs import tracked_run
+from tests.tracking.standin import stand_in
 
 PARAMS = {"backbone": "compact", "data": "folder", "seed": "0"}
 FACTS = {"vocabulary": "abc", "sha256.model.onnx": "0123", "test_images": "40", "test_right": "36"}
@@ -27,6 +28,12 @@ def place(tracking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         yield tracking
         while mlflow.active_run():
             mlflow.end_run()
+
+
+@pytest.fixture(autouse=True)
+def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No version is tried in a process of its own: the model of `trained_run` is a stand-in, too."""
+    stand_in(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")

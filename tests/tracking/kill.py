@@ -83,17 +83,24 @@ def main() -> None:
 
 def _do(calls: list[list[str]], kill_at: int | None) -> dict[str, Any]:
     from captcha import CaptchaError
-    from captcha.tracking import champion, registry
+    from captcha.tracking import champion, promotion, registry
+    from tests.tracking.standin import stand_in
+
+    stand_in(setattr)
 
     writes = _die_at(kill_at)
     told, error = [], None
-    functions = {"register": registry.register, "promote": champion.promote, "rollback": champion.rollback}
+    functions = {"register": registry.register, "promote": promotion.promote, "rollback": champion.rollback}
     try:
         for name, *arguments in calls:
-            told.append(str(functions[name](*arguments)[-1]))  # type: ignore[operator]
+            told.append(_last(functions[name](*arguments)))  # type: ignore[operator]
     except CaptchaError as found:
         error = str(found)
     return {"killed": False, "told": told, "error": error, "writes": writes[0], "state": state()}
+
+
+def _last(returned: object) -> str:
+    return str(returned[-1] if isinstance(returned, tuple) else returned)
 
 
 def _die_at(moment: int | None) -> list[int]:

@@ -4,7 +4,7 @@ import mlflow
 from mlflow import MlflowClient
 
 from captcha.tracking.card import ROWS, write_card
-from captcha.tracking.champion import promote
+from captcha.tracking.promotion import promote
 from captcha.tracking.registry import register
 from captcha.tracking.runs import tracked_run
 
@@ -43,7 +43,7 @@ def test_a_card_has_the_champion_and_every_figure_that_was_measured(trained_run:
     assert f"(get-artifact?path=test_confusion.png&run_uuid={run_id})" in text  # MLflow's server shows it
     assert "captcha.load(" in text
     assert "models:/carded@champion" in text
-    promote("carded/2")
+    promote("carded/2", without_evidence="better by eye")
     assert "**The champion is version 2**" in card("carded")
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from captcha.settings import CONTROLS, AdaptSettings, TrainSettings
-from captcha.tracking.descriptions import run_name, short_uri
+from captcha.tracking.descriptions import run_name, short_uri, without_folders
 
 
 def test_a_run_is_named_by_what_differs_from_the_defaults() -> None:
@@ -35,3 +35,21 @@ def test_every_setting_that_shapes_a_training_can_stand_in_a_name() -> None:
 )
 def test_a_models_uri_is_short_in_names(uri: str, short: str) -> None:
     assert short_uri(uri) == short
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (
+            "not judged: [Errno 2] No such file or directory: '/home/a b/c/2.png'",
+            "not judged: [Errno 2] No such file or directory: '2.png'",
+        ),
+        ("/srv/images/x.png: it is empty", "x.png: it is empty"),
+        (
+            "models:/mine/3 and runs:/01, 5 / 6, a/b, http://host/page",
+            "models:/mine/3 and runs:/01, 5 / 6, a/b, http://host/page",
+        ),
+    ],
+)
+def test_of_an_absolute_path_the_last_part_is_left(text: str, left: str) -> None:
+    assert without_folders(text) == left

@@ -52,7 +52,7 @@ def run_id(tracking: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(getpass, "getuser", lambda: USER)
         with tracked_run("a training") as run:
-            mlflow.log_params({"seed": "0"})
+            mlflow.log_params({"seed": "0", "data": f"{tracking}/images"})
             facts = {"backbone": "compact", "data": f"{tracking}/images", "vocabulary": "a", "test_digest": "d1"}
             mlflow.set_tags(facts | {"sha256.model.onnx": "0123", "test_images": 40, "test_right": 36})
             mlflow.set_tags({"test_low": 0.5, "test_high": 0.9})
@@ -184,7 +184,9 @@ def test_what_was_changed_between_logging_and_registering_is_not_registered(run_
     assert MlflowClient().search_registered_models("name = 'never'") == []
 
 
-def test_neither_files_nor_tags_of_a_model_tell_who_trained_it_and_where(run_id: str, files: Path, place: Path) -> None:
+def test_neither_files_nor_tags_nor_params_of_a_model_tell_who_trained_it_and_where(
+    run_id: str, files: Path, place: Path
+) -> None:
     client = MlflowClient()
     run = client.get_run(run_id)
     private = [USER, run.data.tags["mlflow.source.name"], str(place), str(Path(captcha.__file__).parents[1])]
@@ -192,7 +194,9 @@ def test_neither_files_nor_tags_of_a_model_tell_who_trained_it_and_where(run_id:
     assert run.data.tags["data"] == f"{place}/images"
     model, version = client.get_registered_model("checked"), client.get_model_version("checked", "1")
     assert "trained on `images`" in str(version.description)
-    tags = [model.tags, version.tags, client.get_logged_model(files.parent.name).tags]
+    logged = client.get_logged_model(files.parent.name)
+    assert logged.params["data"] == "images"  # as the version's page shows it
+    tags = [model.tags, version.tags, logged.tags, logged.params]
     texts = [*(value for each in tags for value in each.values()), str(model.description), str(version.description)]
     contents = {str(path): path.read_bytes() for path in files.rglob("*") if path.is_file()}
     contents |= {text: text.encode() for text in texts}

@@ -145,8 +145,9 @@ def test_images_of_a_folder_are_named_by_a_path_that_opens_from_anywhere(
 
 def test_drawn_images_name_no_file_that_exists_nowhere(mixed: Logged) -> None:
     assert mixed.columns("test_predictions.json") == [
-        *("image", "label", "prediction", "right", "confidence", "probability", "accepted")
+        *("image", "label", "prediction", "right", "confidence", "probability", "accepted", "drawn")
     ]
+    assert mixed.column("test_predictions.json", "drawn") == ["3.png", "1.png", "2.png", "0.png"]
 
 
 def test_confusions_come_before_what_was_read_rightly_the_most_frequent_first() -> None:

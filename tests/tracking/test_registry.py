@@ -6,8 +6,9 @@ import pytest
 from mlflow import MlflowClient
 
 from captcha.settings import MODEL_NAME_LENGTH
-from captcha.tracking.champion import history, promote, rollback
+from captcha.tracking.champion import history, rollback
 from captcha.tracking.models import logged_model
+from captcha.tracking.promotion import promote
 from captcha.tracking.registry import REGISTRATION_TAG, is_champion, register
 from captcha.tracking.runs import RegistryError, tracked_run
 
@@ -78,30 +79,47 @@ def test_the_same_model_registered_twice_is_one_version(trained_run: Trained) ->
     assert register(run_id, "under another name")[1] == 1
 
 
+BEATEN = "950 of 1000 read, by version 1 900; alone 50 to 0, exact McNemar p = 1.8e-15 < 0.05"
+UNPROVEN = "exact McNemar p = {p}, and it takes more images read alone and p < 0.05"
+
+
 @pytest.mark.parametrize(
-    ("match", "test_digest", "now", "reason"),
+    ("match", "now", "told"),
     [
-        (0.95, "d1", 2, "0.9500 exact match; the new champion: 0.9500 in place of 0.9000 on the same test"),
-        (0.90, "d1", 1, "0.9000 exact match; version 1 stays champion: 0.9000 on the same test"),
-        (0.80, "d1", 1, "0.8000 exact match; version 1 stays champion: 0.9000 on the same test"),
-        (0.95, "d2", 1, "0.9500 exact match; version 1 stays champion: the two were tested on different images"),
+        (0.95, 2, f"the new champion: {BEATEN}"),
+        (0.905, 1, f"version 1 stays champion: 905 of 1000 read, by version 1 900; alone 5 to 0, {UNPROVEN}"),
+        (0.80, 1, f"version 1 stays champion: 800 of 1000 read, by version 1 900; alone 0 to 100, {UNPROVEN}"),
     ],
-    ids=["better", "as good", "worse", "other test"],
+    ids=["better", "perhaps better", "worse"],
 )
-def test_a_champion_is_beaten_on_its_own_test_images_alone(
-    match: float, test_digest: str, now: int, reason: str, request: pytest.FixtureRequest, trained_run: Trained
+def test_a_version_takes_the_champions_place_where_chance_does_not_explain_what_it_reads_more(
+    match: float, now: int, told: str, request: pytest.FixtureRequest, trained_run: Trained
 ) -> None:
-    name = request.node.callspec.id
+    name, p = request.node.callspec.id, {0.905: "0.062", 0.80: "1.6e-30"}.get(match, "")  # 2 / 2**5, 2 / 2**100
     register(trained_run(0.9), name)
-    assert register(trained_run(match, test_digest), name) == (name, 2, f"{name} version 2 registered with {reason}")
+    line = f"{name} version 2 registered with {match:.4f} exact match; {told.format(p=p)}"
+    assert register(trained_run(match, "another test"), name) == (name, 2, line)
     assert champion(name) == now
     assert is_champion(name, now)
     assert not is_champion(name, 3 - now)
 
 
+def test_a_version_challenges_until_another_comes_or_it_is_champion(trained_run: Trained) -> None:
+    aliases = []
+    for match in (0.9, 0.8, 0.85, 0.95):
+        register(trained_run(match), "challenged")
+        aliases.append(MlflowClient().get_registered_model("challenged").aliases)
+    assert aliases == [
+        {"champion": 1},
+        {"champion": 1, "challenger": 2},
+        {"champion": 1, "challenger": 3},
+        {"champion": 4, "previous": 1},
+    ]
+
+
 def test_a_version_that_was_not_tested_does_not_take_the_champions_place(trained_run: Trained) -> None:
     register(trained_run(0.9), "untested")
-    told = "untested version 2 registered; version 1 stays champion: no labels to test on"
+    told = "untested version 2 registered; version 1 stays champion, not judged: no labels to test on"
     assert register(trained_run(None), "untested") == ("untested", 2, told)
     assert champion("untested") == 1
     version = MlflowClient().get_model_version("untested", "2")
@@ -119,7 +137,7 @@ def test_a_version_that_reads_next_to_nothing_does_not_become_champion(
         f"{name} version 1 registered, but not as champion: it reads {100 * match:.1f} % of the test images, and a "
         "champion reads 10.0 % or more"
     )
-    assert MlflowClient().get_registered_model(name).aliases == {}
+    assert MlflowClient().get_registered_model(name).aliases == {"challenger": 1}
     register(trained_run(0.1), name)
     assert champion(name) == 2
 
@@ -155,8 +173,7 @@ def registration(name: str, number: int) -> str:
 def test_the_version_says_what_its_registration_has_led_to(trained_run: Trained) -> None:
     for match, told in {
         0.9: "registered, the first champion",
-        0.8: "registered with 0.8000 exact match; version 1 stays champion: 0.9000 on the same test",
-        0.95: "registered with 0.9500 exact match; the new champion: 0.9500 in place of 0.9000 on the same test",
+        0.95: f"registered with 0.9500 exact match; the new champion: {BEATEN}",
     }.items():
         _, number, line = register(trained_run(match), "says")
         assert (registration("says", number), line) == (told, f"says version {number} {told}")
@@ -168,7 +185,7 @@ def test_a_person_who_moves_the_alias_of_an_unfinished_version_is_obeyed(trained
     register(run_id, "obeyed")
     rollback("obeyed", "it misreads m")
     cut_off("obeyed", 2)
-    told = "registered with 0.9500 exact match; the new champion: 0.9500 in place of 0.9000 on the same test"
+    told = f"registered with 0.9500 exact match; the new champion: {BEATEN}"
     assert register(run_id, "obeyed") == ("obeyed", 2, f"obeyed version 2 {told}")
     assert champion("obeyed") == 1
     assert len(history(MlflowClient(), "obeyed")) == 3
@@ -189,7 +206,7 @@ def test_a_comparison_is_made_once(trained_run: Trained) -> None:
     register(trained_run(0.8), "once")
     better = trained_run(0.9)
     register(better, "once")
-    promote("once/1", "smaller")
+    promote("once/1", without_evidence="smaller")
     assert register(better, "once")[2] == "once version 2 is this model already"
     assert champion("once") == 1
 

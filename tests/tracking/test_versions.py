@@ -6,8 +6,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from captcha.tracking.champion import promote
 from captcha.tracking.models import find, logged_model
+from captcha.tracking.promotion import promote
 from captcha.tracking.registry import register
 from captcha.tracking.runs import RegistryError, tracked_run
 from captcha.tracking.versions import differences, show, versions
@@ -95,10 +95,11 @@ def test_a_version_that_there_is_not_names_those_that_there_are(name: str) -> No
 def test_versions_are_listed_from_the_latest_on_with_what_was_measured(name: str, trained_run: Trained) -> None:
     register(trained_run(0.9), name)
     register(trained_run(None), name)
-    promote(f"{name}/2")
+    promote(f"{name}/2", without_evidence="better by eye")
     second, first = versions(name)
     assert (second.version, second.aliases, second.test) == (2, ["champion"], None)
-    assert (first.version, first.aliases) == (1, [])
+    assert (first.version, first.aliases) == (1, ["previous"])
+    assert (second.decision, first.decision) == ("without evidence: better by eye", "the first champion")
     assert first.test is not None
     assert (first.test.data, first.test.exact_match, first.test.cer, first.test.images) == ("folder", 0.9, 0.1, 40)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", first.date)
@@ -216,9 +217,9 @@ def test_a_version_and_the_run_behind_it_know_of_each_other_and_of_the_champions
     run_id = trained_run(0.9)
     register(run_id, name)
     register(trained_run(0.8), name)
-    promote(f"{name}/2", "smaller")
+    promote(f"{name}/2", without_evidence="smaller")
     promoted, first = show(run_id).moves
-    assert promoted.endswith(" promoted 1 → 2: smaller")
+    assert promoted.endswith(" promoted 1 → 2: without evidence: smaller")
     assert first.endswith(" promoted none → 1: the first champion")
     assert len(show(f"{name}/2").moves) == 1
     known = show(f"{name}/1")
