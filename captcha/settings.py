@@ -1,5 +1,6 @@
 """Every setting with its default, unit and meaning; frozen, checked where it comes in."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -327,6 +328,17 @@ class BudgetSettings(Settings):
         """The numbers of labels, from few to many, each once; None stands for all."""
         numbers: list[int | None] = [*sorted({int(part) for part in self.labels.split(",") if part != "all"})]
         return [*numbers, None] if "all" in self.labels.split(",") else numbers
+
+
+SETTINGS_OF: Mapping[str, type[Settings]] = {
+    "train": TrainSettings,
+    "distill": DistillSettings,
+    "adapt": AdaptSettings,
+    "budget": BudgetSettings,
+    "crossval": CrossvalSettings,
+    "audit": AuditSettings,
+}
+"""The settings of each job that trains, by its command."""
 
 
 def written(value: object) -> object:

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_ARTIFACTS
 
+from captcha.tracking.card import CARD_FILE, version_card
 from captcha.tracking.descriptions import describe_training
 from captcha.tracking.models import OWN, own_model_id, send_model
 from captcha.tracking.registry import register
@@ -74,7 +75,9 @@ def _tables(run: str, files: Path, names: Sequence[str]) -> None:
 
 def _describe(run: str, files: None) -> None:
     client = MlflowClient()
-    client.set_tag(run, NOTE, describe_training(client.get_run(run)))
+    trained = client.get_run(run)
+    client.set_tag(run, NOTE, describe_training(trained))
+    client.log_text(run, version_card(trained), CARD_FILE)
 
 
 def _end(run: str, files: None, status: str, time: int) -> None:

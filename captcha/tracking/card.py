@@ -1,6 +1,8 @@
-"""The card of a registered model, on its page in MLflow: what it reads, figures on every data set, use, limits."""
+"""The cards on MLflow's pages, written from runs: of a registered model, and of each of its versions."""
 
+import shlex
 from collections.abc import Sequence
+from importlib.metadata import version as version_of
 from typing import NamedTuple
 
 from mlflow import MlflowClient
@@ -8,10 +10,11 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+import captcha
 from captcha.data.sources import short_data
-from captcha.settings import CHAMPION
-from captcha.tracking.descriptions import measured, percent
-from captcha.tracking.models import fact
+from captcha.settings import CHAMPION, CONTROLS, SETTINGS_OF, NamesImages, written
+from captcha.tracking.descriptions import describe_training, measured, percent
+from captcha.tracking.models import NAMING_FILES, SERVED_PACKAGES, fact
 
 ROWS, CHARACTERS, NAME = 12, 200, 60
 """Evaluations on a card, the latest; characters listed; and those of a folder's name: a description holds 5,000."""
@@ -27,6 +30,11 @@ class Row(NamedTuple):
     low: float
     high: float
     cer: float
+
+
+NOT_FOR = "For research, accessibility and testing one's own CAPTCHAs; not for passing those of others."
+CARD_FILE = "model_card.md"
+"""The card of a version as a file of its run."""
 
 
 def write_card(name: str) -> None:
@@ -73,7 +81,7 @@ def _net(run: Run) -> str:
 def model_card(name: str, version: ModelVersion, run: Run, rows: Sequence[Row]) -> str:
     """Return the card as Markdown."""
     characters = fact(run, "vocabulary")
-    listed = characters if len(characters) <= CHARACTERS else f"{characters[:CHARACTERS]}…"
+    listed = _listed(characters)
     champion = CHAMPION in version.aliases
     uri = f"models:/{name}@{CHAMPION}" if champion else f"models:/{name}/{version.version}"
     measured_rows = "\n".join(
@@ -134,6 +142,89 @@ Parameters of a request: `decoder` (greedy or beam), `beam_width`, `min_confiden
 ### Limits
 
 It reads no other characters than these, and one line of text. Images unlike those above may be read worse, and \
-surely: measure it on yours with `captcha evaluate DIR --model {uri}`. {confidence} \
-For research, accessibility and testing one's own CAPTCHAs.
+surely: measure it on yours with `captcha evaluate DIR --model {uri}`. {confidence} {NOT_FOR}
 """
+
+
+def version_card(run: Run) -> str:
+    """Return the card of the version that a run has trained, as Markdown: what it is, from the run alone."""
+    tags = run.data.tags
+    characters = _listed(fact(run, "vocabulary"))
+    sides = [
+        f"| {side} | {tags[f'{side}_images']} | `{tags[f'{side}_digest']}` |"
+        for side in ("train", "validation", "test")
+        if f"{side}_digest" in tags
+    ]
+    data = "\n".join(["| part | images | digest |", "|---|---|---|", *sides]) if sides else ""
+    measures = sorted(key for key in run.data.metrics if key.startswith("calibration/"))
+    calibration = ", ".join(f"{key.partition('/')[2]} {run.data.metrics[key]:.4f}" for key in measures)
+    confidence = (
+        f"Calibrated on {tags['calibration']}{f' ({calibration})' if calibration else ''}."
+        if "calibration" in tags
+        else "Not calibrated: the confidence is the model's own probability of the text."
+    )
+    abstains = (
+        f"It does not accept a text whose confidence is below {tags['threshold']}, nor one without characters."
+        if "threshold" in tags and "calibration" in tags
+        else "It has no threshold: it abstains from nothing."
+    )
+    mistakes = (
+        f"![The test images that it misreads](get-artifact?path=test_mistakes.png&run_uuid={run.info.run_id})"
+        if measured(run, "test")
+        else "Nobody has measured it on labels."
+    )
+    commit = f", commit {tags['mlflow.source.git.commit'][:12]}" if "mlflow.source.git.commit" in tags else ""
+    versions = ", ".join(f"{each} {version_of(each)}" for each in (*SERVED_PACKAGES, "torch"))
+    return f"""{describe_training(run)}
+
+### Reads
+
+Text CAPTCHAs of one line in these {len(fact(run, "vocabulary"))} characters: `{characters}`
+
+### Trained on
+
+{_short(fact(run, "data"))}
+
+{data}
+
+### Confidence
+
+{confidence} {abstains}
+
+### Known mistakes
+
+{mistakes}
+
+### Limits
+
+It reads no other characters, and one line of text. {NOT_FOR}
+
+### Made by
+
+```sh
+{_command(run)}
+```
+
+captcha {captcha.__version__}{commit}; {versions}
+"""
+
+
+def _listed(characters: str) -> str:
+    return characters if len(characters) <= CHARACTERS else f"{characters[:CHARACTERS]}…"
+
+
+def _command(run: Run) -> str:
+    """Return the command of a training, with the settings that differ from their defaults; of a folder, its name."""
+    job = run.data.tags.get("job", "train")
+    words = ["captcha", job]
+    for name, field in SETTINGS_OF[job].model_fields.items() if job in SETTINGS_OF else ():
+        value = run.data.params.get(name)
+        if value is None or name in CONTROLS or value == str(written(field.default)):
+            continue
+        value = short_data(fact(run, name)) if name in NAMING_FILES else value
+        if field.is_required() or any(isinstance(mark, NamesImages) and mark.argument for mark in field.metadata):
+            words.append(value)
+        else:
+            option = f"--{name.replace('_', '-')}"
+            words += [option] if field.annotation is bool else [option, value]
+    return shlex.join(words)

@@ -78,7 +78,7 @@ def short_uri(uri: str) -> str:
 
 def without_folders(text: str) -> str:
     """Return a text in which of each absolute path only the last part is left: what a version says is for anybody."""
-    return re.sub(r"(?<![\w.:/-])/(?:[^/\n'\"]*/)+", "", text)
+    return re.sub(r"(?<![\w.:/-])/(?=[^\s/])(?:[^/\n'\",:;]*/)+", "", text)
 
 
 def percent(share: float | str) -> str:

@@ -15,9 +15,9 @@ from captcha import CaptchaError
 from captcha.data.sources import short_data
 from captcha.reading.engine import MODEL_FILES
 from captcha.settings import CHALLENGER, CHAMPION, MODEL_NAME_LENGTH, MODEL_NAME_PATTERN
-from captcha.tracking.card import write_card
+from captcha.tracking.card import version_card, write_card
 from captcha.tracking.champion import history, present_champion, settle
-from captcha.tracking.descriptions import describe_training, measured, without_folders
+from captcha.tracking.descriptions import measured, without_folders
 from captcha.tracking.digests import FILES_TAG, files_tag
 from captcha.tracking.models import download, fact, first_line, logged_model
 from captcha.tracking.outbox import is_outage
@@ -69,7 +69,7 @@ def register(run_id: str, name: str) -> tuple[str, int, str]:
             f"models:/{model.model_id}",
             run_id=run_id,
             tags=tags,
-            description=describe_training(run),
+            description=version_card(run),
             model_id=model.model_id,
         )
     _link(client, model, name, int(version.version))

@@ -14,33 +14,13 @@ from mlflow.exceptions import MlflowException
 
 from captcha.evaluation.metrics import wilson_interval
 from captcha.reading.recognizer import ARTIFACT
-from captcha.settings import (
-    CONTROLS,
-    NONE,
-    AdaptSettings,
-    AuditSettings,
-    BudgetSettings,
-    CrossvalSettings,
-    DistillSettings,
-    Settings,
-    TrainSettings,
-    written,
-)
+from captcha.settings import CONTROLS, NONE, SETTINGS_OF, Settings, written
 from captcha.tracking.champion import history
 from captcha.tracking.descriptions import measured
 from captcha.tracking.models import fact, find, logged_model, version_uri
 from captcha.tracking.naming import not_registered
 from captcha.tracking.promotion import DECISION_TAG
 from captcha.tracking.runs import RegistryError, connect
-
-SETTINGS: Mapping[str, type[Settings]] = {
-    "train": TrainSettings,
-    "distill": DistillSettings,
-    "adapt": AdaptSettings,
-    "budget": BudgetSettings,
-    "crossval": CrossvalSettings,
-    "audit": AuditSettings,
-}
 
 
 @dataclass(frozen=True)
@@ -306,12 +286,12 @@ def _settings(run: Run) -> dict[str, str]:
     """Return the settings of a run and the numbers of its recipe that differ, each written in one way."""
     job = _job(run)
     defaults, params = _defaults(job), run.data.params
-    if job not in SETTINGS:
+    if job not in SETTINGS_OF:
         return dict(params)
     recipe = {key: value for key, value in params.items() if key.startswith("recipe.")}
     # Of the facts, which stand in tags, only the data has the meaning of the setting: as the person wrote it.
     named = {key: _fact(run, key) if key == "data" else params.get(key, default) for key, default in defaults.items()}
-    return {key: _canonical(SETTINGS[job], key, value) for key, value in named.items() if value is not None} | recipe
+    return {key: _canonical(SETTINGS_OF[job], key, value) for key, value in named.items() if value is not None} | recipe
 
 
 def _metrics(run: Run) -> dict[str, float]:
@@ -321,7 +301,7 @@ def _metrics(run: Run) -> dict[str, float]:
 
 def _defaults(job: str) -> dict[str, str | None]:
     """Return the default of each of a job's settings as a run's params write it, None where it has none."""
-    fields = SETTINGS[job].model_fields if job in SETTINGS else {}
+    fields = SETTINGS_OF[job].model_fields if job in SETTINGS_OF else {}
     return {
         key: None if field.is_required() else str(written(field.default))
         for key, field in fields.items()

@@ -102,7 +102,19 @@ STATE: Mapping[str, Any] = {
         # MLflow puts the chart of every other metric into the section that the metric's name begins with.
         *map(
             _closed,
-            ("test", "val", "train", "engine", "distill", "adapt", "budget", "crossval", "eval"),
+            (
+                "test",
+                "calibration",
+                "val",
+                "train",
+                "engine",
+                "promotion",
+                "distill",
+                "adapt",
+                "budget",
+                "crossval",
+                "eval",
+            ),
         ),
         *map(_closed, ("Model metrics", "System metrics")),
     ],
@@ -133,6 +145,16 @@ NOTE = """Models that read text CAPTCHAs: each run is one training, adaptation o
 
 - **Which model is best?** Sort by `test/exact_match`, the share of the test images read without a mistake. Compare \
 only runs with the same `test_digest`: they were tested on the same images.
+- **Which version is best on a data set?** One search tells, as `search_logged_models` knows what each figure was \
+measured on; `mlflow.modelVersions` among the tags of what it returns names the version. For the images that trainings \
+have tested on:
+
+```python
+images = {{"dataset_name": "captcha-v2-test", "dataset_digest": "0123456789abcdef"}}
+best = {{"field_name": "metrics.test/exact_match", "ascending": False, **images}}
+mlflow.search_logged_models(["EXPERIMENT_ID"], datasets=[images], order_by=[best], max_results=1)
+```
+
 - **Accuracy**: the bar is that share. The curves follow the training epoch by epoch: `val/exact_match` chooses the \
 epoch that is kept; where `train/loss` falls and `val/loss` rises, the model learns its images by heart.
 - **Settings**: each line is a run, from its settings to its `test/exact_match`.

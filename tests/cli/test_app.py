@@ -534,7 +534,7 @@ def test_a_promotion_shows_what_both_read_and_ends_with_1_where_nothing_moves(
         (["--without-evidence", " "], "--without-evidence needs a reason, for the history"),
         (["--without-evidence", "x", "--no-worse", "0.1"], "--without-evidence reads no images: leave out --test and "),
         (["--test", "nowhere"], "Invalid value for '--test': no such folder: "),
-        (["--level", "2"], "Invalid value for '--level': 2.0 is not in the range"),
+        (["--level", "2"], "Invalid value for '--level': Input should be less than or equal to 1"),
     ],
 )
 def test_options_of_a_promotion_that_cannot_be_meant_are_one_line(

@@ -1,9 +1,11 @@
+import json
 from collections.abc import Callable
 
 import mlflow
 from mlflow import MlflowClient
 
-from captcha.tracking.card import ROWS, write_card
+from captcha.tracking.calls import send
+from captcha.tracking.card import CARD_FILE, ROWS, version_card, write_card
 from captcha.tracking.promotion import promote
 from captcha.tracking.registry import register
 from captcha.tracking.runs import tracked_run
@@ -80,3 +82,53 @@ def test_a_card_fits_into_the_registrys_description(trained_run: Trained) -> Non
     write_card("long")
     assert len(card("long")) < 5000
     assert "It knows 3000 characters" in card("long")
+
+
+def test_a_version_has_a_card_from_its_run_and_the_run_has_it_as_a_file(trained_run: Trained) -> None:
+    run_id, client = trained_run(0.9), MlflowClient()
+    for key, value in {"data": "/home/somebody/real images", "epochs": "6", "pretrained": "True", "lr": "1"}.items():
+        client.log_param(run_id, key, value) if key != "data" else client.set_tag(run_id, key, value)
+    for side, count in {"train": 320, "validation": 41, "test": 40}.items():
+        for key, value in {"images": count, "digest": f"digest of {side}"}.items():
+            client.set_tag(run_id, f"{side}_{key}", value)
+    client.set_tag(run_id, "mlflow.source.git.commit", "0123456789abcdef")
+    send("describe", run_id, None, {})
+    register(run_id, "with a card")
+    text = str(client.get_model_version("with a card", "1").description)
+    assert mlflow.artifacts.load_text(f"runs:/{run_id}/{CARD_FILE}") == text
+    assert "in these 3 characters: `abc`" in text
+    assert "`real images`\n\n| part | images | digest |\n|---|---|---|\n| train | 320 | `digest of train` |" in text
+    assert "| test | 40 | `digest of test` |" in text
+    assert "Not calibrated" in text
+    assert f"(get-artifact?path=test_mistakes.png&run_uuid={run_id})" in text
+    assert "\ncaptcha train --data 'real images' --backbone compact --pretrained --epochs 6\n" in text
+    assert f"commit 0123456789ab; mlflow {mlflow.__version__}, onnxruntime " in text
+    assert "not for passing those of others" in text
+    assert "/home" not in text
+
+
+def test_a_card_says_how_far_a_confidence_can_be_relied_on(trained_run: Trained) -> None:
+    run_id, client = trained_run(0.9), MlflowClient()
+    client.set_tag(run_id, "calibration", "validation images, 3 of them wrong")
+    client.set_tag(run_id, "threshold", "0.970000")
+    client.log_metric(run_id, "calibration/ece", 0.0123)
+    text = version_card(client.get_run(run_id))
+    assert "Calibrated on validation images, 3 of them wrong (ece 0.0123)." in text
+    assert "It does not accept a text whose confidence is below 0.970000" in text
+
+
+def test_one_search_finds_the_best_version_of_a_data_set(trained_run: Trained) -> None:
+    images = {"dataset_name": "captcha-v2-test", "dataset_digest": "d1"}
+    experiment = None
+    for match, digest in ((0.9, "d1"), (0.95, "d1"), (0.99, "d2"), (0.8, "d1")):
+        run_id = trained_run(match)
+        _, number, _ = register(run_id, "searched")
+        model_id = MlflowClient().get_model_version("searched", str(number)).tags["model_id"]
+        of = {"time": 1000, "step": 0, "model": model_id, "dataset": ["captcha-v2-test", digest]}
+        send("metrics", run_id, None, {"values": {"test/exact_match": match}, **of})
+        experiment = mlflow.get_run(run_id).info.experiment_id
+    best = {"field_name": "metrics.test/exact_match", "ascending": False, **images}
+    [found] = mlflow.search_logged_models(
+        [experiment], datasets=[images], order_by=[best], max_results=1, output_format="list"
+    )
+    assert json.loads(found.tags["mlflow.modelVersions"]) == [{"name": "searched", "version": 2}]

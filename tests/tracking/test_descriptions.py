@@ -44,7 +44,7 @@ def test_a_models_uri_is_short_in_names(uri: str, short: str) -> None:
             "not judged: [Errno 2] No such file or directory: '/home/a b/c/2.png'",
             "not judged: [Errno 2] No such file or directory: '2.png'",
         ),
-        ("/srv/images/x.png: it is empty", "x.png: it is empty"),
+        ("/srv/images/x.png: it is empty; so is /srv/y.png", "x.png: it is empty; so is y.png"),
         (
             "models:/mine/3 and runs:/01, 5 / 6, a/b, http://host/page",
             "models:/mine/3 and runs:/01, 5 / 6, a/b, http://host/page",
