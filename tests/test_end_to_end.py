@@ -338,7 +338,9 @@ def test_the_registry_is_read_and_the_champion_moved_over_http(job: Job, images:
     outcome = json.loads(job.call(*CAPTCHA, "compare", run_id, "moved/1", images, "--json"))
     assert (outcome["images"], outcome["p"]) == ([], 1)
     job.client.delete_registered_model_alias("moved", "champion")
-    assert job.call(*CAPTCHA, "promote", "moved/1") == "moved: the champion has moved, none → version 1\n"
+    assert job.call(*CAPTCHA, "promote", "moved/1") == (
+        "moved: the champion has moved, none → version 1 (the first champion)\n"
+    )
 
 
 def test_the_entry_point_register_registers_once(job: Job, tmp_path: Path) -> None:
@@ -366,7 +368,9 @@ def check_ui(address: str, project: Path) -> None:
     pictures = json.loads(fetch(f"{api}/artifacts/list", run_id=run_id, path="images"))["files"]
     for path in [*names, *(file["path"] for file in pictures)]:
         content = fetch(f"{address}/get-artifact", run_uuid=run_id, path=path)
-        assert content.startswith({".png": b"\x89PNG", ".json": b"{", ".webp": b"RIFF"}[Path(path).suffix])
+        assert content.startswith(
+            {".png": b"\x89PNG", ".json": b"{", ".webp": b"RIFF", ".md": b"**"}[Path(path).suffix]
+        )
 
     latest = json.loads(fetch(f"{api}/registered-models/get", name="captcha-crnn"))["registered_model"]
     assert [each["alias"] for each in latest["aliases"]] == ["champion"]

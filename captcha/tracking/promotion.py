@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import time
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ DECISION_TAG, COUNTS_TAG = "promotion", "promotion_counts"
 """Tags of a version: how it was judged the last time, in words, and as JSON what was counted."""
 
 FIRST = f"the first {CHAMPION}"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,7 @@ def _judge(
     if all(flags):
         raise RegistryError(f"the training of {uri} or of version {former} saw all {len(flags)} images to test on")
     counted = images.without(flags)
+    logger.info("comparing version %d of %s with version %d on %d images", number, name, former, len(counted.samples))
     challengers = try_version(uri, counted.contents)
     champions = try_version(version_uri(champion), counted.contents)
     compared = Comparison(

@@ -33,7 +33,7 @@ def test_the_first_version_is_champion_and_says_what_it_is(trained_run: Trained)
         "test_digest": "d1",
         "weights_sha256": "0123",
     }.items() <= version.tags.items()
-    assert version.description.startswith(
+    assert str(version.description).startswith(
         "**90.0 %** of 40 test images read exactly (95 % interval 50.0 % to 99.0 %), character error rate 10.0 %: "
         "compact, trained on `folder`, seed 0.\n\n### Reads\n"
     )
@@ -127,7 +127,9 @@ def test_a_version_that_was_not_tested_does_not_take_the_champions_place(trained
     assert champion("untested") == 1
     version = MlflowClient().get_model_version("untested", "2")
     assert not {"exact_match", "cer", "test_images", "test_digest"} & version.tags.keys()
-    assert version.description.startswith("Not tested, there were no labels: compact, trained on `folder`, seed 0.\n")
+    assert str(version.description).startswith(
+        "Not tested, there were no labels: compact, trained on `folder`, seed 0.\n"
+    )
 
 
 @pytest.mark.parametrize("match", [0.0, 0.09])
