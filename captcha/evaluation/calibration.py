@@ -126,7 +126,7 @@ def error_bound(wrong: int, n: int) -> float:
 
 
 @dataclass(frozen=True)
-class Figures:
+class ConfidenceFigures:
     """How well the confidences of some readings say what is right, beside the raw probabilities."""
 
     readings: int
@@ -144,7 +144,7 @@ class Figures:
     """Share of errors among what is accepted that so many readings leave possible."""
 
     @classmethod
-    def of(cls, evaluation: Evaluation) -> "Figures":
+    def of(cls, evaluation: Evaluation) -> "ConfidenceFigures":
         """Return the figures of an evaluation, which must have readings."""
         from sklearn.metrics import brier_score_loss, roc_auc_score
 

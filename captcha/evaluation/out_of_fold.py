@@ -53,7 +53,7 @@ def pictured(readings: Iterable[OutOfFold], samples: Mapping[str, Sample]) -> Ev
 
 
 @dataclass(frozen=True)
-class Figures:
+class OutOfFoldFigures:
     """How well all images are read: by the models of one seed, or by those of all, as the mean over the seeds.
 
     The intervals are 95 % Wilson intervals of as many images, and characters, as one seed has: other models of the
@@ -84,7 +84,7 @@ class Figures:
         return self.edits / self.characters
 
 
-def figures(readings: Sequence[OutOfFold]) -> list[Figures]:
+def figures(readings: Sequence[OutOfFold]) -> list[OutOfFoldFigures]:
     """Return the figures of each seed, and after those of several their mean."""
     by_seed: dict[int, list[OutOfFold]] = {}
     for each in readings:
@@ -93,12 +93,12 @@ def figures(readings: Sequence[OutOfFold]) -> list[Figures]:
     return rows if len(rows) == 1 else [*rows, _figures(None, readings, len(rows))]
 
 
-def _figures(seed: int | None, readings: Sequence[OutOfFold], seeds: int) -> Figures:
+def _figures(seed: int | None, readings: Sequence[OutOfFold], seeds: int) -> OutOfFoldFigures:
     n, characters = len(readings) // seeds, sum(len(each.label) for each in readings) // seeds
     right = sum(each.right for each in readings) / seeds
     edits = sum(edit_distance(each.text, each.label) for each in readings) / seeds
     match, rate = wilson_interval(round(right), n), wilson_interval(min(round(edits), characters), characters)
-    return Figures(seed, right, n, *match, edits, characters, *rate)
+    return OutOfFoldFigures(seed, right, n, *match, edits, characters, *rate)
 
 
 @dataclass(frozen=True)

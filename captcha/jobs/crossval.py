@@ -8,7 +8,7 @@ from functools import partial
 from captcha.data.problems import Problem
 from captcha.data.samples import ImageMemory, Split, digest, folds
 from captcha.data.sources import Sources, parse_folder, parse_style
-from captcha.evaluation.out_of_fold import Figures, OutOfFold, figures, out_of_fold, pictured
+from captcha.evaluation.out_of_fold import OutOfFold, OutOfFoldFigures, figures, out_of_fold, pictured
 from captcha.jobs import train as training
 from captcha.settings import CrossvalSettings, TrainSettings
 from captcha.tracking.descriptions import exact_match_sentence, run_name
@@ -40,7 +40,7 @@ class CrossvalOutcome:
     data_digest: str
     readings: list[OutOfFold]
     """Of every image, one for each seed."""
-    figures: list[Figures]
+    figures: list[OutOfFoldFigures]
     """Of each seed, and after those of several their mean."""
 
     def as_json(self) -> dict[str, object]:
@@ -132,7 +132,7 @@ def _read_fold(
     return [asdict(each) for each in out_of_fold(learned.evaluation, fold, seed)]
 
 
-def _description(pooled: Sequence[Figures], settings: CrossvalSettings, data: str) -> str:
+def _description(pooled: Sequence[OutOfFoldFigures], settings: CrossvalSettings, data: str) -> str:
     last = pooled[-1]
     interval = last.exact_match_low, last.exact_match_high
     match = exact_match_sentence(last.right, last.n, *interval, f"images of `{data}`")

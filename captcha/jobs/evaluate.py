@@ -8,7 +8,7 @@ from captcha.data.problems import Problem
 from captcha.data.samples import ImageMemory
 from captcha.data.seen import SeenError, SeenPixels
 from captcha.data.sources import Folder, parse_folder
-from captcha.evaluation.calibration import Figures
+from captcha.evaluation.calibration import ConfidenceFigures
 from captcha.evaluation.results import evaluate as read
 from captcha.reading.confidence import UNCALIBRATED
 from captcha.reading.constraints import Constraints, automaton_of
@@ -38,7 +38,7 @@ class EvaluateOutcome:
     """How many images training saw, as far as that is known; 0 where nothing is."""
     unknown: str | None
     """A model whose training pixels nobody noted: the evaluated one, or one that it was started from."""
-    confidence: Figures
+    confidence: ConfidenceFigures
     """How well the confidences say what is right, of the images that `metrics` are of."""
 
     @property
@@ -140,7 +140,7 @@ def evaluate(
             metrics_of_all=evaluation.metrics_of_all(),
             seen=seen.count,
             unknown=seen.unknown,
-            confidence=Figures.of(evaluation),
+            confidence=ConfidenceFigures.of(evaluation),
         )
         log_facts({NOTE: _description(outcome, resolved, source, known)})
     if resolved.name:

@@ -22,9 +22,9 @@ from PIL import Image
 from captcha.data.problems import Problem, printable
 from captcha.data.samples import Sample, Split, digest
 from captcha.data.sources import Folder, Source
-from captcha.evaluation.calibration import Figures, calibrate, outcomes
+from captcha.evaluation.calibration import ConfidenceFigures, calibrate, outcomes
 from captcha.evaluation.metrics import character_confusion
-from captcha.evaluation.out_of_fold import Figures, OutOfFold
+from captcha.evaluation.out_of_fold import OutOfFold, OutOfFoldFigures
 from captcha.evaluation.results import Evaluation
 from captcha.reading.confidence import Calibration
 from captcha.settings import written
@@ -46,7 +46,7 @@ from captcha.tracking.models import find, first_line
 from captcha.tracking.runs import RegistryError
 
 CONFIDENCE_METRICS = ("ece", "ece_raw", "brier", "brier_raw", "auc", "coverage")
-"""Those of `Figures` that MLflow draws, as calibration/…; all stand in the test's JSON."""
+"""Those of `ConfidenceFigures` that MLflow draws, as calibration/…; all stand in the test's JSON."""
 
 THUMBNAILS = 100
 """Rows of a test's table that show their image: a file is logged for each, over a network a request."""
@@ -133,7 +133,7 @@ def log_test(
     from captcha.evaluation.plots import confidence_figure, confusion_figure, mistake_grid, prediction_grid
 
     figures = evaluation.metrics()
-    confidence = Figures.of(evaluation).as_dict()
+    confidence = ConfidenceFigures.of(evaluation).as_dict()
     drawn = {f"{prefix}/{key}": figures[key] for key in ("exact_match", "cer")}
     drawn |= {f"calibration/{key}": each for key in CONFIDENCE_METRICS if (each := confidence[key]) is not None}
     of = (images.name, images.digest) if images else None
@@ -246,7 +246,7 @@ OUT_OF_FOLD = "out_of_fold.json"
 
 
 def log_out_of_fold(
-    readings: Sequence[OutOfFold], pooled: Sequence[Figures], shown: Evaluation, images: ImageSet
+    readings: Sequence[OutOfFold], pooled: Sequence[OutOfFoldFigures], shown: Evaluation, images: ImageSet
 ) -> None:
     """Log the figures of a cross-validation, the table of its readings, and the pictures of its mistakes.
 

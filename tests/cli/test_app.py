@@ -22,8 +22,8 @@ from captcha import __version__
 from captcha.cli import app as cli
 from captcha.cli import commands, terminal
 from captcha.cli.options import EngineOption
-from captcha.evaluation.calibration import Figures as ConfidenceFigures
-from captcha.evaluation.out_of_fold import Figures, OutOfFold, Suspect
+from captcha.evaluation.calibration import ConfidenceFigures
+from captcha.evaluation.out_of_fold import OutOfFold, OutOfFoldFigures, Suspect
 from captcha.jobs import audit, compare, crossval, evaluate, predict, train
 from captcha.jobs.audit import AuditOutcome
 from captcha.jobs.compare import CompareOutcome, Differing
@@ -193,7 +193,8 @@ def test_evaluate_prints_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: Ca
 def test_crossval_prints_a_table_of_the_seeds(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
     asked: list[CrossvalSettings] = []
     rows = [
-        Figures(seed, right, 4, 0.25, 0.95, edits, 20, 0.01, 0.3) for seed, right, edits in ((0, 3, 2), (None, 3.5, 1))
+        OutOfFoldFigures(seed, right, 4, 0.25, 0.95, edits, 20, 0.01, 0.3)
+        for seed, right, edits in ((0, 3, 2), (None, 3.5, 1))
     ]
     readings = [OutOfFold("a.png", "a", "a", 0.9, -0.1, 0, 0)]
 

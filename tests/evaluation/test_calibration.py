@@ -9,7 +9,7 @@ from sklearn.calibration import calibration_curve
 from captcha.data.samples import Sample
 from captcha.evaluation.calibration import (
     BINS,
-    Figures,
+    ConfidenceFigures,
     calibrate,
     error_bound,
     expected_calibration_error,
@@ -163,7 +163,7 @@ def test_errors_leave_more_possible_by_the_binomial_sum() -> None:
 
 
 def test_figures_are_worked_out_by_hand() -> None:
-    figures = Figures.of(
+    figures = ConfidenceFigures.of(
         read((True, 0.9, 0.8, True), (True, 0.6, 0.5, True), (False, 0.7, 0.6, True), (False, 0.1, 0.2, False))
     )
     assert (figures.readings, figures.wrong, figures.accepted, figures.accepted_wrong) == (4, 2, 3, 1)
@@ -177,7 +177,7 @@ def test_figures_are_worked_out_by_hand() -> None:
 
 
 def test_without_a_threshold_or_without_mistakes_some_figures_are_not_there() -> None:
-    figures = Figures.of(read((True, 0.9, 0.9, None), (True, 0.8, 0.8, None))).as_dict()
+    figures = ConfidenceFigures.of(read((True, 0.9, 0.9, None), (True, 0.8, 0.8, None))).as_dict()
     names = ("accepted", "accepted_wrong", "error_bound", "coverage", "auc")
     assert [figures[name] for name in names] == [None] * 5
 
