@@ -54,7 +54,11 @@ def test_what_is_known_of_the_texts_comes_as_params() -> None:
     known = {"length": "4-6", "characters": "abc", "texts": "abca\nbcab", "pattern": "a.*"}
     assert read_form(JSON, json.dumps({"inputs": IMAGES, "params": known}).encode()).params == known
     upload = UPLOAD.replace(b'name="decoder"\r\n\r\nbeam', b'name="length"\r\n\r\n5')
-    assert read_form("multipart/form-data; boundary=X", upload).params == {"length": "5", "beam_width": 5}
+    assert read_form("multipart/form-data; boundary=X", upload).params == {
+        "length": "5",
+        "beam_width": 5,
+        "min_confidence": 0.75,
+    }
 
 
 def test_mlflow_is_given_one_form() -> None:

@@ -25,7 +25,7 @@ def test_every_setting_that_shapes_a_training_can_stand_in_a_name() -> None:
     for name, value in changed.items():
         assert run_name(TrainSettings.model_validate({name: value}), "x") != "x", name
     # These stand in front or at the end, or do not shape the model.
-    elsewhere = {"data", "name", "problems", "allow_overlap", "backbone", "init", "height", "image_memory"}
+    elsewhere = {"data", "name", "problems", "allow_overlap", "backbone", "init", "height", "image_memory", "precision"}
     assert set(TrainSettings.model_fields) == set(changed) | elsewhere | CONTROLS
 
 
