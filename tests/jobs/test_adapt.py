@@ -188,7 +188,7 @@ def test_it_ends_with_the_first_round_that_gains_no_more_images_and_keeps_the_on
 
     version = MlflowClient().get_model_version("adapted", str(outcome.model_version))
     assert "exact_match" not in version.tags
-    assert version.description.startswith(
+    assert str(version.description).startswith(
         f"Not tested, there were no labels: compact started from {model}, trained on `{folder.name}`, seed 0.\n"
     )
     assert adapt_summary(outcome).splitlines()[:3] == [
