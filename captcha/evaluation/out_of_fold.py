@@ -40,7 +40,7 @@ def out_of_fold(evaluation: Evaluation, fold: int, seed: int) -> list[OutOfFold]
     """Return the readings of a fold's test, which `evaluate` made."""
     read = zip(evaluation.samples, evaluation.readings, evaluation.label_log_probabilities, strict=True)
     return [
-        OutOfFold(sample.name, sample.text, reading.text, reading.confidence, log_probability, fold, seed)
+        OutOfFold(sample.name, sample.text, reading.text, reading.probability, log_probability, fold, seed)
         for sample, reading, log_probability in read
     ]
 

@@ -19,7 +19,7 @@ def read(
 
 def test_the_readings_of_a_fold_are_those_of_its_evaluation() -> None:
     samples = [Sample(f"{text}.png", text, np.zeros((32, 48, 3), np.uint8)) for text in ("ab", "cd")]
-    readings = [Reading("ab", 0.75, [0.9, 0.8]), Reading("xd", 0.5, [0.6, 0.8])]
+    readings = [Reading("ab", 0.75, [0.9, 0.8]), Reading("xd", 0.125, [0.6, 0.8], 0.5)]  # calibrated
     evaluation = Evaluation(samples, readings, 1.0, label_log_probabilities=[-0.25, -3.0])
     rows = out_of_fold(evaluation, 3, 7)
     assert rows == [
