@@ -170,8 +170,13 @@ def crossval_summary(outcome: "CrossvalOutcome") -> str:
     from captcha.tracking.view import view_of
 
     note = "\nthe intervals of the mean are those of one seed's images" if len(rows) > 1 else ""
+    of = outcome.confidence
+    confident = (
+        f"expected calibration error {of.ece:.2%} (of the raw probabilities {of.ece_raw:.2%}); "
+        f"{of.accepted} of {of.readings} texts are accepted, {of.accepted_wrong} wrong among them"
+    )
     return (
-        f"\n{_table([header, *rows])}{note}\n\n{compare_runs(view_of(outcome.run_id))}\n"
+        f"\n{_table([header, *rows])}{note}\n{confident}\n\n{compare_runs(view_of(outcome.run_id))}\n"
         f"every reading is in   run {outcome.run_id}: out_of_fold.json"
     )
 

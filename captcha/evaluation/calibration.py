@@ -178,6 +178,12 @@ class ConfidenceFigures:
         """Return all figures, as JSON holds them."""
         return {**asdict(self), "coverage": self.coverage}
 
+    def drawn(self) -> dict[str, float]:
+        """Return those that MLflow draws, by the names of their metrics."""
+        known = self.as_dict()
+        names = ("ece", "ece_raw", "brier", "brier_raw", "auc", "coverage")
+        return {f"calibration/{name}": each for name in names if (each := known[name]) is not None}
+
 
 def _check(confidences: Floats, right: Flags) -> None:
     if len(confidences) != len(right):

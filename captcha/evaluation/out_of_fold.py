@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
 
 from captcha.data.samples import Sample
+from captcha.evaluation.calibration import Flags, Floats, calibrate
 from captcha.evaluation.metrics import edit_distance, wilson_interval
 from captcha.evaluation.results import Evaluation
 from captcha.reading.recognizer import Reading
@@ -23,12 +27,24 @@ class OutOfFold:
     file: str
     label: str
     text: str
-    confidence: float
+    probability: float
     """P(text), exact."""
+    confidence: float
+    """How often a text of this probability is right: as its model says or, after `calibrated`, the other folds."""
+    accepted: bool | None
+    """Whether the confidence reaches the threshold of whoever said it; None where there is none."""
     label_log_probability: float
     """log P(label), exact; -inf where the model cannot spell the label."""
     fold: int
     seed: int
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """Return the reading that JSON holds; as earlier versions wrote it, the confidence is P(text)."""
+        known = {"probability": row["confidence"], "accepted": None} | dict(row)
+        if known["label_log_probability"] is None:
+            known["label_log_probability"] = -math.inf
+        return cls(**{each.name: known[each.name] for each in fields(cls)})
 
     @property
     def right(self) -> bool:
@@ -38,18 +54,55 @@ class OutOfFold:
 
 def out_of_fold(evaluation: Evaluation, fold: int, seed: int) -> list[OutOfFold]:
     """Return the readings of a fold's test, which `evaluate` made."""
-    read = zip(evaluation.samples, evaluation.readings, evaluation.label_log_probabilities, strict=True)
     return [
-        OutOfFold(sample.name, sample.text, reading.text, reading.probability, log_probability, fold, seed)
-        for sample, reading, log_probability in read
+        OutOfFold(
+            file=sample.name,
+            label=sample.text,
+            text=reading.text,
+            probability=reading.probability,
+            confidence=reading.confidence,
+            accepted=reading.accepted,
+            label_log_probability=log_probability,
+            fold=fold,
+            seed=seed,
+        )
+        for sample, reading, log_probability in zip(
+            evaluation.samples, evaluation.readings, evaluation.label_log_probabilities, strict=True
+        )
     ]
+
+
+def outcomes(readings: Iterable[OutOfFold]) -> tuple[Floats, Flags]:
+    """Return the exact probability of each text and whether it is right, (n,) both."""
+    readings = list(readings)
+    return np.array([each.probability for each in readings]), np.array([each.right for each in readings], np.bool_)
+
+
+def calibrated(readings: Sequence[OutOfFold], precision: float) -> list[OutOfFold]:
+    """Return the readings with confidences, and accepted, by what all other folds of their seed have read.
+
+    `precision` is the share of right texts among those accepted. A fold's own readings have no part in its curve.
+    """
+    curves = {
+        (seed, fold): calibrate(*outcomes(r for r in readings if r.seed == seed and r.fold != fold), precision)
+        for seed, fold in {(each.seed, each.fold) for each in readings}
+    }
+
+    def mapped(each: OutOfFold) -> OutOfFold:
+        curve = curves[each.seed, each.fold]
+        confidence = float(curve.confidences(each.probability))
+        accepted = bool(each.text) and confidence >= curve.threshold
+        return replace(each, confidence=confidence, accepted=accepted)
+
+    return [mapped(each) for each in readings]
 
 
 def pictured(readings: Iterable[OutOfFold], samples: Mapping[str, Sample]) -> Evaluation:
     """Return the readings beside their images, which have their files' names; the loss is not known (nan)."""
     readings = list(readings)
     beside = [samples[each.file] for each in readings]
-    return Evaluation(beside, [Reading(each.text, each.confidence, []) for each in readings], math.nan)
+    read = [Reading(each.text, each.confidence, [], each.probability, each.accepted) for each in readings]
+    return Evaluation(beside, read, math.nan)
 
 
 @dataclass(frozen=True)
@@ -118,8 +171,9 @@ def suspects(readings: Sequence[OutOfFold]) -> list[Suspect]:
     """Return the images that a seed reads otherwise than they are labelled, the most probably wrong label first.
 
     Their score is the mean over the seeds of confidence · (log P(text) - log P(label)), in nats: how much more probable
-    the reading is than the label, as far as the model can be trusted. A seed that reads the label adds 0. A label with
-    a character that no other label has cannot be spelled by its fold's model, and has a high score, right or wrong.
+    the reading is than the label, as far as the model can be trusted, which `calibrated` readings say best. A seed that
+    reads the label adds 0. A label with a character that no other label has cannot be spelled by its fold's model, and
+    has a high score, right or wrong.
     """
     by_file: dict[str, list[OutOfFold]] = {}
     for each in readings:
@@ -141,6 +195,6 @@ def _suspect(readings: Sequence[OutOfFold]) -> Suspect:
 
 
 def _doubt(reading: OutOfFold) -> float:
-    if reading.right or not reading.confidence:
+    if reading.right or not reading.probability:
         return 0.0
-    return reading.confidence * (math.log(reading.confidence) - max(reading.label_log_probability, LEAST))
+    return reading.confidence * (math.log(reading.probability) - max(reading.label_log_probability, LEAST))

@@ -163,7 +163,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
             model = kept.checkpoint.model()
             read_before = [replace(images.samples[i], text=initial.readings[i].text) for i in images.held_out]
             said = f"held out, right where read as {parent.uri} reads it without augmentation"
-            held_out = training.HeldOut.augmented(read_before, said, settings, recipe)
+            held_out = training.HeldOutReadings.augmented(read_before, said, settings, recipe)
             evaluation = training.log_recognizer(model, split, example, kept.seen, kept.number, inputs, held_out)
             name, version, message = training.register_sent(settings.name)
     return AdaptOutcome(

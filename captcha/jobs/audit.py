@@ -9,7 +9,7 @@ from captcha.data.folders import refuse_corrected, write_corrected
 from captcha.data.problems import Problem, printable
 from captcha.data.samples import DataError, ImageMemory, Sample, digest
 from captcha.data.sources import parse_folder
-from captcha.evaluation.out_of_fold import OutOfFold, Suspect, pictured, suspects
+from captcha.evaluation.out_of_fold import OutOfFold, Suspect, calibrated, pictured, suspects
 from captcha.jobs.crossval import crossval
 from captcha.settings import AuditSettings, CrossvalSettings, TrainSettings
 from captcha.tracking.entries import log_picture, log_text
@@ -53,6 +53,7 @@ def audit(settings: AuditSettings) -> AuditOutcome:
     connect(writing=True)  # a store that does not answer is told before images are read
     run_id = settings.crossval or crossval(_as_crossval(settings)).run_id
     readings, data_digest = load_out_of_fold(run_id)
+    readings = calibrated(readings, DEFAULTS.precision)  # those of earlier versions were not
     left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
     samples = folder.samples(DEFAULTS.height, memory=ImageMemory(DEFAULTS.image_memory), left_out=left_out)
     if digest(samples) != data_digest:

@@ -8,7 +8,8 @@ from functools import partial
 from captcha.data.problems import Problem
 from captcha.data.samples import ImageMemory, Split, digest, folds
 from captcha.data.sources import Sources, parse_folder, parse_style
-from captcha.evaluation.out_of_fold import OutOfFold, OutOfFoldFigures, figures, out_of_fold, pictured
+from captcha.evaluation.calibration import ConfidenceFigures
+from captcha.evaluation.out_of_fold import OutOfFold, OutOfFoldFigures, calibrated, figures, out_of_fold, pictured
 from captcha.jobs import train as training
 from captcha.settings import CrossvalSettings, TrainSettings
 from captcha.tracking.descriptions import exact_match_sentence, run_name
@@ -42,11 +43,14 @@ class CrossvalOutcome:
     """Of every image, one for each seed."""
     figures: list[OutOfFoldFigures]
     """Of each seed, and after those of several their mean."""
+    confidence: ConfidenceFigures
+    """Of all readings."""
 
     def as_json(self) -> dict[str, object]:
         """Return what `--json` prints: all but the readings, which the run has."""
         rows = [asdict(each) | {"exact_match": each.exact_match, "cer": each.cer} for each in self.figures]
-        return {"run_id": self.run_id, "data_digest": self.data_digest, "figures": rows}
+        known = {"run_id": self.run_id, "data_digest": self.data_digest}
+        return {**known, "figures": rows, "confidence": self.confidence.as_dict()}
 
 
 def crossval(settings: CrossvalSettings, recipe: Recipe = recipes.DEFAULT) -> CrossvalOutcome:
@@ -93,12 +97,13 @@ def crossval(settings: CrossvalSettings, recipe: Recipe = recipes.DEFAULT) -> Cr
         for (seed, fold), split in splits.items():
             key = f"fold {fold + 1} of {settings.folds}, seed {seed}"
             rows = partial(_read_fold, settings, key, fold, seed, sources, split, parent, recipe)
-            readings += [OutOfFold(**row) for row in training.part(key, rows)]
+            readings += [OutOfFold.of(row) for row in training.part(key, rows)]
+        readings = calibrated(readings, DEFAULTS.precision)
         pooled = figures(readings)
         by_name = {sample.name: sample for sample in samples}
-        log_out_of_fold(readings, pooled, pictured(readings, by_name), images)
+        confidence = log_out_of_fold(readings, pooled, pictured(readings, by_name), images)
         log_facts({NOTE: _description(pooled, settings, folder.written)})
-    return CrossvalOutcome(run.info.run_id, images.digest, readings, pooled)
+    return CrossvalOutcome(run.info.run_id, images.digest, readings, pooled, confidence)
 
 
 def _read_fold(

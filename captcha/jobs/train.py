@@ -10,16 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from tqdm import tqdm
 
 from captcha.data.folders import encode_png
 from captcha.data.problems import Problem
-from captcha.data.samples import ImageMemory, Sample, Split
+from captcha.data.samples import ImageMemory, Sample, Split, digest
 from captcha.data.seen import SeenPixels, without_seen
 from captcha.data.sources import DRAWN_IMAGES, Drawn, Folder, Sources
+from captcha.evaluation import out_of_fold
+from captcha.evaluation.calibration import Flags, Floats, outcomes
 from captcha.evaluation.engines import EnginesCompared, disagreement, milliseconds
 from captcha.evaluation.plots import learning_curves
 from captcha.evaluation.results import Evaluation, evaluate
@@ -34,6 +36,8 @@ from captcha.tracking.models import OWN, Parent, load_parent, log_model, log_see
 from captcha.tracking.outbox import is_outage
 from captcha.tracking.records import (
     ImageSet,
+    find_crossval,
+    load_out_of_fold,
     log_calibration,
     log_engines,
     log_facts,
@@ -73,29 +77,51 @@ EPOCHS_PER_PICTURE = 5
 RANGE_IMAGES = 200
 """Training images, without augmentation, whose activations set the ranges of the int8 engine."""
 
+DEFAULT_HEIGHT = TrainSettings().height
+
 HELD_OUT_READINGS, HELD_OUT_PASSES = 1000, 8
 """At most so many readings of augmented images that were not learned from calibrate, of each image at most 8."""
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Images that a model has not learned from, whose readings calibrate it."""
+class HeldOutReadings:
+    """What calibrates a model: texts read of images that were not learned from."""
 
-    samples: list[Sample]
     said: str
-    """What they are, and what tells which readings are right."""
+    """What they are, and what tells which are right."""
     precision: float
     """The wanted share of right texts among those accepted."""
+    outcomes: Callable[[Recognizer], tuple[Floats, Flags]]
+    """Returns the exact probability of each text and whether it is right, given the engine that is served."""
 
     @classmethod
     def augmented(
         cls, samples: Sequence[Sample], said: str, settings: TrainSettings | AdaptSettings, recipe: Recipe
-    ) -> "HeldOut":
-        """Return the images, changed as in training at full strength: a small part as it is holds few mistakes."""
+    ) -> Self:
+        """Take images changed as in training at full strength: a small part as it is holds few mistakes."""
         some = samples[:: -(-len(samples) // HELD_OUT_READINGS)]
         passes = min(HELD_OUT_PASSES, HELD_OUT_READINGS // len(some))
         changed = list(augmented(some, passes, settings.seed, recipe.augmentation))
-        return cls(changed, f"{said}, augmented: {passes} x {len(some)} readings", settings.precision)
+        said = f"{said}, augmented: {passes} x {len(some)} readings"
+        return cls(said, settings.precision, lambda engine: outcomes(evaluate(engine, changed)))
+
+    @classmethod
+    def out_of_fold(cls, settings: TrainSettings, sources: Sources, split: Split, experiment_id: str) -> Self | None:
+        """Take what the newest cross-validation of the same images, with the same settings, read; None without one.
+
+        Its readings of the test part are left out, so that this still says what to expect of other images.
+        """
+        if not isinstance(sources.data, Folder) or (not settings.init and settings.height != DEFAULT_HEIGHT):
+            return None  # a cross-validation is of a folder, at the default height or that of its initial model
+        wanted = {name: getattr(settings, name) for name in ("backbone", "drawn", "init")}
+        images = digest([*split.train, *split.validation, *split.test, *split.seen])
+        run_id = find_crossval(experiment_id, images, wanted)
+        if run_id is None:
+            return None
+        tested = {sample.name for sample in [*split.test, *split.seen]}
+        readings = [each for each in load_out_of_fold(run_id)[0] if each.file not in tested]
+        said = f"cross-validation {run_id}, without the test part: {len(readings)} readings"
+        return cls(said, settings.precision, lambda _: out_of_fold.outcomes(readings))
 
 
 @dataclass(frozen=True)
@@ -141,7 +167,8 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
         log_facts({"job": "train"})
         log_left_out(left_out or ())
         example = example_of(sources, split.test[0])
-        learned = learn(settings, sources, split, parent, example, recipe)
+        held_out = HeldOutReadings.out_of_fold(settings, sources, split, run.info.experiment_id)
+        learned = learn(settings, sources, split, parent, example, recipe, held_out=held_out)
         evaluation = learned.evaluation
         name, version, message = register_sent(settings.name)
     of_all = evaluation.metrics_of_all() if evaluation.seen else {}
@@ -271,8 +298,11 @@ def learn(
     example: Path,
     recipe: Recipe = recipes.DEFAULT,
     teacher: tuple[Parent, Checkpoint] | None = None,
+    held_out: HeldOutReadings | None = None,
 ) -> Learned:
     """Train on a split in the active run, by the labels and a teacher's log_probs, log the results, and return them.
+
+    `held_out` calibrates the model; without it the validation images do.
 
     Raises:
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
@@ -303,7 +333,7 @@ def learn(
         log_seen(seen, numbered=not fitted.stopped)
     if fitted.stopped:
         raise fitted.stopped
-    held_out = HeldOut.augmented(split.validation, "validation", settings, recipe)
+    held_out = held_out or HeldOutReadings.augmented(split.validation, "validation", settings, recipe)
     evaluation = log_recognizer(fitted.model, split, example, seen, fitted.epoch, images, held_out)
     assert evaluation  # a split has a test part
     log_figure(learning_curves(fitted.history), "learning_curves.png")
@@ -629,7 +659,7 @@ def log_recognizer(
     seen: SeenPixels,
     step: int,
     images: Mapping[str, ImageSet],
-    held_out: HeldOut,
+    held_out: HeldOutReadings,
 ) -> Evaluation | None:
     """Export the model, check it on the validation images, calibrate it, log it, and test it where there are images.
 
@@ -663,7 +693,7 @@ def log_recognizer(
 
 
 def save_engines(
-    model: Crnn, split: Split, folder: Path, held_out: HeldOut
+    model: Crnn, split: Split, folder: Path, held_out: HeldOutReadings
 ) -> tuple[dict[Precision, Recognizer], dict[str, Any], dict[str, str]]:
     """Write a model's recogniser, in fp32 and in int8; validation decides which is served, held-out images calibrate.
 
@@ -697,7 +727,7 @@ def save_engines(
         times = dict(zip(engines, milliseconds(list(engines.values()), split.validation), strict=True))
         facts = {"validation": vars(compared), "milliseconds": times, "int8_on": int8_on}
     tested = auto_on_this_cpu(served, int8_on)
-    calibration = log_calibration(evaluate(engines[tested], held_out.samples), held_out.said, held_out.precision)
+    calibration = log_calibration(*held_out.outcomes(engines[tested]), held_out.said, held_out.precision)
     digests = save_recognizer(folder, graph, model.vocabulary, model.height, int8, served, int8_on, calibration)
     engines = {name: Recognizer.load(folder, name) for name in engines}
     return engines, {"served": served, "tested": tested, "reason": reason, **facts}, digests

@@ -1,9 +1,8 @@
 """What a run holds: settings, facts, inputs, pictures of predictions, the test's figures and files."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import mlflow
@@ -22,7 +21,7 @@ from PIL import Image
 from captcha.data.problems import Problem, printable
 from captcha.data.samples import Sample, Split, digest
 from captcha.data.sources import Folder, Source
-from captcha.evaluation.calibration import ConfidenceFigures, calibrate, outcomes
+from captcha.evaluation.calibration import ConfidenceFigures, Flags, Floats, calibrate
 from captcha.evaluation.metrics import character_confusion
 from captcha.evaluation.out_of_fold import OutOfFold, OutOfFoldFigures
 from captcha.evaluation.results import Evaluation
@@ -44,9 +43,6 @@ from captcha.tracking.entries import (
 )
 from captcha.tracking.models import find, first_line
 from captcha.tracking.runs import RegistryError
-
-CONFIDENCE_METRICS = ("ece", "ece_raw", "brier", "brier_raw", "auc", "coverage")
-"""Those of `ConfidenceFigures` that MLflow draws, as calibration/…; all stand in the test's JSON."""
 
 THUMBNAILS = 100
 """Rows of a test's table that show their image: a file is logged for each, over a network a request."""
@@ -133,16 +129,15 @@ def log_test(
     from captcha.evaluation.plots import confidence_figure, confusion_figure, mistake_grid, prediction_grid
 
     figures = evaluation.metrics()
-    confidence = ConfidenceFigures.of(evaluation).as_dict()
-    drawn = {f"{prefix}/{key}": figures[key] for key in ("exact_match", "cer")}
-    drawn |= {f"calibration/{key}": each for key in CONFIDENCE_METRICS if (each := confidence[key]) is not None}
+    confidence = ConfidenceFigures.of(evaluation)
+    drawn = {f"{prefix}/{key}": figures[key] for key in ("exact_match", "cer")} | confidence.drawn()
     of = (images.name, images.digest) if images else None
     log_metrics(drawn, step=0, model=model, dataset=of)  # MLflow draws one bar for a metric at step 0
     repeats = evaluation.with_repeats()
     if repeats.samples:
         figures |= {"exact_match_repeats": repeats.exact_match, "n_repeats": len(repeats.samples)}
     of_all = {"all": evaluation.metrics_of_all()} if evaluation.seen else {}
-    log_json({**figures, **of_all, "confidence": confidence}, f"{prefix}.json")
+    log_json({**figures, **of_all, "confidence": confidence.as_dict()}, f"{prefix}.json")
     log_facts(
         {
             f"{prefix}_images": len(evaluation.samples),
@@ -224,9 +219,8 @@ def log_engines(facts: Mapping[str, Any]) -> None:
         log_metrics({f"engine/{name}_ms": each for name, each in times.items()})
 
 
-def log_calibration(held_out: Evaluation, said: str, precision: float) -> Calibration:
-    """Return the calibration that held-out readings give, and log it, what they are, and its figures on themselves."""
-    probabilities, right = outcomes(held_out)
+def log_calibration(probabilities: Floats, right: Flags, said: str, precision: float) -> Calibration:
+    """Return the calibration that held-out readings give, and log it, and what they are."""
     calibration = calibrate(probabilities, right, precision)
     log_json({"readings_of": said, "precision": precision, **calibration.as_dict()}, "calibration.json")
     log_facts(
@@ -247,24 +241,39 @@ OUT_OF_FOLD = "out_of_fold.json"
 
 def log_out_of_fold(
     readings: Sequence[OutOfFold], pooled: Sequence[OutOfFoldFigures], shown: Evaluation, images: ImageSet
-) -> None:
-    """Log the figures of a cross-validation, the table of its readings, and the pictures of its mistakes.
+) -> ConfidenceFigures:
+    """Log the figures of a cross-validation, the table of its readings, and pictures; return those of the confidences.
 
     The metrics are of the last of the figures; `shown` are all readings beside their images.
     """
-    from captcha.evaluation.plots import confusion_figure, mistake_grid  # brings matplotlib, as above
+    # Brings matplotlib, as above.
+    from captcha.evaluation.plots import confidence_figure, confusion_figure, mistake_grid
 
     last = pooled[-1]
     names = ("exact_match", "exact_match_low", "exact_match_high", "cer", "cer_low", "cer_high")
     of = (images.name, images.digest)
-    log_metrics({f"crossval/{name}": getattr(last, name) for name in names}, dataset=of)
-    log_json({"figures": [vars(each) for each in pooled]}, "crossval.json")
+    confidence = ConfidenceFigures.of(shown)
+    if len(pooled) > 1:  # several readings of one image prove no more than one
+        confidence = replace(confidence, error_bound=None)
+    drawn = {f"crossval/{name}": getattr(last, name) for name in names} | confidence.drawn()
+    log_metrics(drawn, dataset=of)
+    log_json({"figures": [vars(each) for each in pooled], "confidence": confidence.as_dict()}, "crossval.json")
     table = pd.DataFrame([asdict(each) | {"right": each.right} for each in readings])
     for column in ("label", "text"):
         table[column] = table[column].map(_quoted)
     log_tables({OUT_OF_FOLD: table, "crossval_confusion.json": _confusions(shown)})
     log_figure(confusion_figure(shown), "crossval_confusion.png")
+    log_figure(confidence_figure(shown), "crossval_confidence.png")
     log_picture(mistake_grid(shown), "crossval_mistakes.png")
+    return confidence
+
+
+def find_crossval(experiment_id: str, data_digest: str, settings: Mapping[str, object]) -> str | None:
+    """Return the id of the newest cross-validation of these images that has ended and had these settings."""
+    told = f"tags.job = 'crossval' and tags.data_digest = '{data_digest}' and attributes.status = 'FINISHED'"
+    wanted = {name: str(written(value)) for name, value in settings.items()}.items()
+    found = MlflowClient().search_runs([experiment_id], told, order_by=["attributes.start_time DESC"])
+    return next((run.info.run_id for run in found if wanted <= run.data.params.items()), None)
 
 
 def load_out_of_fold(run_id: str) -> tuple[list[OutOfFold], str]:
@@ -283,14 +292,8 @@ def load_out_of_fold(run_id: str) -> tuple[list[OutOfFold], str]:
         raise RegistryError(
             f"run {run_id} has no {OUT_OF_FOLD} ({first_line(error)}): let it end, with captcha crossval --resume"
         ) from None
-    readings = []
-    for row in table["data"]:
-        known = dict(zip(table["columns"], row, strict=True))
-        del known["right"]
-        known |= {column: json.loads(known[column]) for column in ("label", "text")}
-        if known["label_log_probability"] is None:
-            known["label_log_probability"] = -math.inf
-        readings.append(OutOfFold(**known))
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    readings = [OutOfFold.of(row | {name: json.loads(row[name]) for name in ("label", "text")}) for row in rows]
     return readings, run.data.tags["data_digest"]
 
 

@@ -196,11 +196,12 @@ def test_crossval_prints_a_table_of_the_seeds(monkeypatch: pytest.MonkeyPatch, c
         OutOfFoldFigures(seed, right, 4, 0.25, 0.95, edits, 20, 0.01, 0.3)
         for seed, right, edits in ((0, 3, 2), (None, 3.5, 1))
     ]
-    readings = [OutOfFold("a.png", "a", "a", 0.9, -0.1, 0, 0)]
+    readings = [OutOfFold("a.png", "a", "a", 0.9, 0.8, True, -0.1, 0, 0)]
+    confidence = ConfidenceFigures(8, 1, 0.0123, 0.0456, 0.01, 0.02, 0.9, 6, 1, None)
 
     def stand_in(settings: CrossvalSettings) -> CrossvalOutcome:
         asked.append(settings)
-        return CrossvalOutcome("r1", "d1", readings, rows)
+        return CrossvalOutcome("r1", "d1", readings, rows, confidence)
 
     monkeypatch.setattr(crossval, "crossval", stand_in)
     monkeypatch.setattr(view, "view_of", lambda run_id: f"the view of {run_id}")
@@ -212,6 +213,8 @@ def test_crossval_prints_a_table_of_the_seeds(monkeypatch: pytest.MonkeyPatch, c
         "0     3 of 4    75.00%       25.00% to 95.00%  2 of 20              10.000%     1.000% to 30.000%",
         "mean  3.5 of 4  87.50%       25.00% to 95.00%  1 of 20              5.000%      1.000% to 30.000%",
         "the intervals of the mean are those of one seed's images",
+        "expected calibration error 1.23% (of the raw probabilities 4.56%); "
+        "6 of 8 texts are accepted, 1 wrong among them",
         "",
         "open the view of r1",
         "every reading is in   run r1: out_of_fold.json",
@@ -219,6 +222,7 @@ def test_crossval_prints_a_table_of_the_seeds(monkeypatch: pytest.MonkeyPatch, c
     assert run("crossval", str(tmp_path), "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert (printed["run_id"], printed["data_digest"]) == ("r1", "d1")
+    assert printed["confidence"] == confidence.as_dict()
     figures = [(each["seed"], each["exact_match"], each["cer"], each["exact_match_low"]) for each in printed["figures"]]
     assert figures == [(0, 0.75, 0.1, 0.25), (None, 0.875, 0.05, 0.25)]
     assert [settings.given() for settings in asked] == [{"data", "folds", "seeds"}, {"data"}]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlflow
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
@@ -16,12 +17,13 @@ from captcha.data.samples import DataError, Split, digest
 from captcha.data.seen import SeenError, SeenPixels
 from captcha.drawing.styles import StyleError
 from captcha.evaluation.metrics import character_error_rate, exact_match, wilson_interval
-from captcha.evaluation.out_of_fold import OutOfFold
+from captcha.evaluation.out_of_fold import OutOfFold, calibrated
 from captcha.evaluation.results import Evaluation
 from captcha.jobs import train as training
 from captcha.jobs.crossval import CrossvalOutcome, crossval
-from captcha.jobs.train import Learned
-from captcha.reading.recognizer import Reading
+from captcha.jobs.train import Learned, train
+from captcha.reading.recognizer import Reading, Recognizer
+from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import CrossvalSettings, TrainSettings
 from captcha.tracking.records import load_out_of_fold
 from captcha.tracking.runs import RegistryError, tracked_run
@@ -118,17 +120,59 @@ def test_the_run_has_the_figures_the_table_and_the_mistakes(
     assert "the mean of 2 seeds, the interval of one seed's images" in tags["mlflow.note.content"]
     assert run.data.metrics["crossval/exact_match"] == 0.9
     assert run.data.metrics["crossval/cer"] == 0.25
-    figures = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/crossval.json"))["figures"]
-    assert figures == [vars(each) for each in outcome.figures]
+    logged = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/crossval.json"))
+    assert logged["figures"] == [vars(each) for each in outcome.figures]
+    assert logged["confidence"] == outcome.confidence.as_dict()
+    # The stand-in is as sure of what is wrong, a tenth, as of what is right.
+    assert outcome.confidence.ece_raw == pytest.approx(0.65)
+    assert run.data.metrics["calibration/ece"] == outcome.confidence.ece < 0.1
+    assert (outcome.confidence.wrong, outcome.confidence.readings, outcome.confidence.error_bound) == (12, 120, None)
+    assert mlflow.artifacts.load_image(f"{run.info.artifact_uri}/crossval_confidence.png").size[0] > 200
     assert mlflow.artifacts.load_image(f"{run.info.artifact_uri}/crossval_mistakes.png").size[0] > 200
     table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/out_of_fold.json")
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [(row["file"], row["right"]) for row in rows] == [(each.file, each.right) for each in outcome.readings]
-    assert load_out_of_fold(outcome.run_id) == (outcome.readings, outcome.data_digest)  # 00 among them, with -inf
+    loaded, data_digest = load_out_of_fold(outcome.run_id)  # 00 among them, with -inf; of the confidences 10 digits
+    assert (calibrated(loaded, 0.999), data_digest) == (outcome.readings, outcome.data_digest)
+    assert [each.confidence for each in loaded] == pytest.approx([each.confidence for each in outcome.readings])
     below = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{outcome.run_id}'")
     names = sorted(each.info.run_name for each in below)
     assert names == [f"fold {fold} of 3, seed {seed}" for fold in (1, 2, 3) for seed in (0, 1)]
     assert client.search_registered_models() == []
+
+
+def test_a_training_on_the_same_images_is_calibrated_by_what_was_read_of_all_but_its_test_part(
+    folder: Path, done: tuple[CrossvalOutcome, StandIn], draw_digits: Callable[[Path, int], Path], tmp_path: Path
+) -> None:
+    def of_training(data: Path = folder, **settings: object) -> tuple[training.HeldOutReadings | None, Split]:
+        """Return what a training that ends before its first step is given, and its split."""
+        given: list[tuple[training.HeldOutReadings | None, Split]] = []
+
+        def learn(_: Any, __: Any, split: Split, *others: Any, held_out: training.HeldOutReadings | None) -> Any:
+            given.append((held_out, split))
+            raise TrainingError("that was all")
+
+        asked = TrainSettings.model_validate({"data": str(data), "backbone": "compact"} | settings)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "learn", learn)
+            with pytest.raises(TrainingError, match="that was all"):
+                train(asked)
+        return given[0]
+
+    outcome, _ = done
+    held_out, split = of_training(seed=3, precision=0.9)
+    assert held_out
+    tested = {sample.name for sample in split.test}
+    known = [each for each in outcome.readings if each.file not in tested]
+    assert 0 < len(known) == 2 * (60 - len(tested)) < 120
+    assert held_out.said == f"cross-validation {outcome.run_id}, without the test part: {len(known)} readings"
+    assert held_out.precision == 0.9
+    probabilities, right = held_out.outcomes(Recognizer(lambda _: np.zeros((1, 1, 1), np.float32), Vocabulary("0"), 64))
+    assert (probabilities.tolist(), right.tolist()) == ([0.25] * len(known), ["7" not in each.label for each in known])
+    for other in ({"backbone": "resnet18"}, {"height": 32}, {"drawn": "kaptcha"}, {"data": tmp_path / "other"}):
+        if "data" in other:
+            draw_digits(tmp_path / "other", 61)
+        assert of_training(**other)[0] is None
 
 
 def test_what_is_cut_off_goes_on_with_the_folds_that_are_done(
