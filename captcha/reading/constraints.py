@@ -57,7 +57,8 @@ class Constraints:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if self.texts is not None:
             texts = sorted(set(filter(None, self.texts.splitlines())))
-            given["texts"] = f"{len(texts)}, sha256 {hashlib.sha256(chr(10).join(texts).encode()).hexdigest()[:12]}"
+            content = "\n".join(texts).encode(errors="surrogatepass")  # JSON can write a lone surrogate
+            given["texts"] = f"{len(texts)}, sha256 {hashlib.sha256(content).hexdigest()[:12]}"
         return given
 
 

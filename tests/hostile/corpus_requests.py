@@ -265,7 +265,29 @@ def _rows() -> Cases:
     wholes: list[Any] = [None, [], "MARK", 5, True, [["decoder", "beam"]], {}, {"MARK": 1}, {"": 1}]
     for number, whole in enumerate(wholes):
         yield post(f"params/whole-{number}", json.dumps({"inputs": [GOOD], "params": whole}))
+    for name, values in _known_of_texts().items():
+        for number, value in enumerate(values):
+            params = {name: value}
+            yield post(f"params/{name}-{number}", json.dumps({"inputs": [GOOD], "params": params}), provokes=(504,))
     yield post("params/100000", json.dumps({"inputs": [GOOD], "params": {f"MARK{n}": n for n in range(100_000)}}))
+
+
+def _known_of_texts() -> dict[str, list[Any]]:
+    """Return for each parameter of what is known of a text, and of what to accept, values that it should not have."""
+    none: list[Any] = [None, 5, True, [5], {"a": "MARK"}, "", "MARK", "\0", "\ud800"]
+    ranges = ["0", "-1", "5-4", "1-", "-", "1-2-3", "1e9", "1-" + "9" * 5000, "²", "٣"]
+    lists = ["\n" * 100_000, "a" * 10**6, "\n".join(f"{n:b}".translate({48: "a", 49: "b"}) for n in range(2**18))]
+    groups = ["(" * 5000, "(" * 5000 + "a" + ")" * 5000, "(a*)*" * 500, "a|" * 5000, "[" + "a-c" * 5000 + "]"]
+    counts = ["(a|b)*a(a|b){20}", "a{1000000}", "((a{99}){99}){99}", "a{2,1}", "a{-1}", "(a|b|c){0,99}"]
+    others = ["(", ")", "*", "[c-a]", "[", "\\", "\\1", "(?R)", "(?=a)b", "(?i)A", "^a$", "MARK(", "[^a]*"]
+    odds = [-1, 2, 1e400, float("nan"), -0.0, 10**400, "0.5"]
+    return {
+        "length": none + ranges,
+        "characters": [*none, "a" * 10**6, "MARK" * 10**5],
+        "texts": none + lists,
+        "pattern": none + groups + counts + others,
+        "min_confidence": none + odds,
+    }
 
 
 def _json() -> Cases:

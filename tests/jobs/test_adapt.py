@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import AdaptSettings, TrainSettings
 from captcha.tracking.models import load_parent, load_seen, log_seen, log_weights
 from captcha.tracking.runs import tracked_run
+from captcha.tracking.unfinished import ResumeError, Unfinished
 from captcha.training.batches import Batches
 from captcha.training.checkpoint import Checkpoint
 from captcha.training.model import Crnn
@@ -371,6 +372,24 @@ def test_every_round_reads_what_is_known_of_the_texts(
     run = mlflow.get_run(outcome.run_id)
     assert {"length": "2", "texts": "none"}.items() <= run.data.params.items()
     assert "length 2" in run.info.run_name
+
+
+def test_other_texts_in_the_same_file_are_a_change_that_a_resumed_job_refuses(
+    folder: Path, model: str, tmp_path: Path, no_run: NoRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def note(found_then: Unfinished | None, facts: Mapping[str, str]) -> None:
+        found.append(facts)
+        raise ResumeError("that was all")
+
+    monkeypatch.setattr(job, "refuse_changes", note)
+    texts = tmp_path / "texts.txt"
+    for content in ("01\n02", "01\n03", "03\n01"):
+        texts.write_text(content)
+        with no_run(), pytest.raises(ResumeError, match="that was all"):
+            adapt(asked(folder, model, texts=str(texts)))
+    assert found[0] != found[1] == found[2]
 
 
 def test_a_model_that_has_learned_nothing_reads_texts_of_the_length_that_is_known(folder: Path) -> None:

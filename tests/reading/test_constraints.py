@@ -157,6 +157,7 @@ def test_nothing_known_is_none_and_what_is_known_can_be_logged() -> None:
     assert known == Constraints(length="4-6", texts="b\na\n\nb\n", pattern="x+")
     # printf 'a\nb' | sha256sum
     assert known.written() == {"length": "4-6", "texts": "2, sha256 7e18f737311b", "pattern": "x+"}
+    assert Constraints(texts="\ud800").written()["texts"].startswith("1, sha256 ")  # as JSON may bring it
 
 
 def test_a_file_of_texts_is_read_and_one_that_cannot_be_is_named(tmp_path: Path) -> None:
