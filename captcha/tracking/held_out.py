@@ -20,6 +20,7 @@ from captcha.tracking.models import fact, first_line
 from captcha.tracking.runs import RegistryError
 
 TABLE = "test_predictions.json"
+OTHERS = "captcha promote VERSION --test DIR takes others"
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ def of_run(run: Run) -> HeldOut:
         rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
         images = _read(run, known, rows)
     except (MlflowException, OSError, KeyError, ValueError) as error:  # ours, too
-        why = f"it does not say {error}" if isinstance(error, KeyError) else first_line(error)
-        raise RegistryError(f"the images that it was tested on cannot be had any more: {why}") from None
+        why = "its run does not say which" if isinstance(error, KeyError) else first_line(error)
+        raise RegistryError(f"the images that it was tested on cannot be had any more: {why}; {OTHERS}") from None
     if images.digest != known.digest:
         raise RegistryError(
-            "the images that it was tested on cannot be had any more: they or their labels have changed"
+            f"the images that it was tested on cannot be had any more: they or their labels have changed; {OTHERS}"
         )
     return images
 
@@ -78,7 +79,7 @@ def _test_set(run: Run) -> Dataset:
     for each in run.inputs.dataset_inputs if run.inputs else []:
         if {tag.key: tag.value for tag in each.tags}.get(MLFLOW_DATASET_CONTEXT) == "test":
             return each.dataset
-    raise KeyError("on which")
+    raise KeyError(MLFLOW_DATASET_CONTEXT)
 
 
 def _read(run: Run, known: Dataset, rows: Sequence[Mapping[str, str]]) -> HeldOut:

@@ -74,7 +74,10 @@ def test_images_that_are_no_longer_those_of_the_test_are_not_taken_for_them(fold
     run = run_that_tested(source, source.samples(HEIGHT, memory=ImageMemory(0)))
     cannot = "^the images that it was tested on cannot be had any more: "
     cv2.imwrite(str(folder / "2.png"), np.zeros((20, 40, 3), np.uint8))
-    with pytest.raises(RegistryError, match=f"{cannot}they or their labels have changed$"):
+    with pytest.raises(
+        RegistryError,
+        match=f"{cannot}they or their labels have changed; captcha promote VERSION --test DIR takes others$",
+    ):
         of_run(run)
     (folder / "2.png").unlink()
     with pytest.raises(RegistryError, match=rf"{cannot}[^\n]*2.png[^\n]*$"):
@@ -84,7 +87,9 @@ def test_images_that_are_no_longer_those_of_the_test_are_not_taken_for_them(fold
 def test_a_run_of_an_earlier_captcha_that_does_not_say_which_images_it_drew_is_one_line() -> None:
     with tracked_run("a training") as run:
         mlflow.log_metric("test/exact_match", 0.5)
-    with pytest.raises(RegistryError, match=r"cannot be had any more: it does not say 'on which'$"):
+    with pytest.raises(
+        RegistryError, match=r"cannot be had any more: its run does not say which; captcha promote VERSION --test"
+    ):
         of_run(mlflow.get_run(run.info.run_id))
 
 
