@@ -5,7 +5,6 @@ import io
 import math
 import os
 import re
-import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path, PurePath
 
 import cv2
 
-from captcha.data.files import write_whole
+from captcha.data.files import whole_folder, write_whole
 from captcha.data.problems import NO_LABEL, Facts, Problem, copies, facts_of, label_problems
 from captcha.data.samples import DataError, ImageFolder, ImageMemory, Sample, pixel_digest
 from captcha.reading.images import Image, ImageError, decode_image, image_format, resize_to_height
@@ -292,36 +291,16 @@ def write_corrected(folder: Path, labels: Mapping[str, str]) -> Path:
     return path
 
 
-def refuse_existing(folder: Path) -> None:
-    """Raise FileExistsError unless the folder is missing or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder.absolute()} is not an empty folder: name a new one")
-
-
 def write_folder(folder: Path, labelled: Iterable[tuple[str, Image]]) -> None:
     """Write (text, image) pairs as PNGs named by their text, or numbered with a labels.csv if a text cannot be one.
 
-    The folder appears once all is written; until then its files lie in a hidden one beside it, which an error removes.
+    The folder appears once all is written.
 
     Raises:
         FileExistsError: if the folder is not empty.
     """
-    refuse_existing(folder)
-    folder = folder.absolute()
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # left behind by a process that was killed
-    try:
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise OSError(f"{folder} cannot be made: {error.strerror}") from None
-    try:
+    with whole_folder(folder) as unfinished:
         _write_files(unfinished, labelled)
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished)
-        raise
 
 
 def _write_files(folder: Path, labelled: Iterable[tuple[str, Image]]) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from captcha.data.folders import encode_png, images_in, refuse_existing, write_folder
+from captcha.data.files import refuse_existing
+from captcha.data.folders import encode_png, images_in, write_folder
 from captcha.data.samples import DataError
 from captcha.data.sources import FIRST_DRAWN_FOLDER
 from captcha.drawing.fonts import default_fonts, fonts_below, fonts_for

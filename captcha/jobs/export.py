@@ -7,7 +7,7 @@ from pathlib import Path
 
 import captcha
 from captcha import CaptchaError
-from captcha.data.folders import refuse_existing
+from captcha.data.files import refuse_existing
 from captcha.reading.confidence import UNCALIBRATED
 from captcha.reading.engine import MODEL_FILES
 from captcha.reading.recognizer import ARTIFACT, SETTINGS_FILE, Recognizer
