@@ -75,10 +75,13 @@ ValData = Annotated[
     str | None,
     OrNone,
     NamesImages(),
-    Field(description="folder or draw:STYLE for validation; none: a tenth of the data"),
+    Field(description="folder, Parquet or draw:STYLE for validation; none: a tenth of the data"),
 ]
 TestData = Annotated[
-    str | None, OrNone, NamesImages(), Field(description="folder or draw:STYLE for the test; none: a tenth of the data")
+    str | None,
+    OrNone,
+    NamesImages(),
+    Field(description="folder, Parquet or draw:STYLE for the test; none: a tenth of the data"),
 ]
 Patience = Annotated[
     int, Field(ge=1, description="epochs without a better validation result until the rate decays to zero")
@@ -138,7 +141,9 @@ class Settings(BaseModel):
 class TrainSettings(Settings):
     """Settings of one training run. MLproject and the CLI repeat names and defaults; a test compares."""
 
-    data: Annotated[str, NamesImages()] = Field("draw:kaptcha", description="folder of labelled images, or draw:STYLE")
+    data: Annotated[str, NamesImages()] = Field(
+        "draw:kaptcha", description="folder of labelled images, Parquet, or draw:STYLE"
+    )
     val_data: ValData = None
     test_data: TestData = None
     problems: OnProblems = "stop"
@@ -194,7 +199,7 @@ class DistillSettings(Settings):
     """Settings of a student's training; the teacher brings vocabulary and height."""
 
     data: Annotated[str, NamesImages(argument=True)] = Field(
-        "draw:kaptcha", description="folder of labelled images, or draw:STYLE"
+        "draw:kaptcha", description="folder of labelled images, Parquet, or draw:STYLE"
     )
     teacher: str = Field(CHAMPION_URI, description="trained model to learn from, written as for --init of train")
     val_data: ValData = None

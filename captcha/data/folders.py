@@ -55,7 +55,7 @@ class _Decoded:
 
 def images_in(folder: Path) -> list[Path]:
     """Return the images of a folder's top level in the order of their names, without hidden ones."""
-    return [path for path in sorted(folder.iterdir()) if _is_image(path)]
+    return [path for path in sorted(folder.iterdir()) if is_image(path)]
 
 
 def read_samples(
@@ -83,9 +83,8 @@ def read_samples(
         DataError: if there is no such folder, or it holds no images, or its labels.csv cannot be read.
     """
     folder = Path(folder)
-    _refuse_unreadable(folder)
     problems: list[Problem] = []
-    texts = _listed_texts(folder, problems) if (folder / LABELS_FILE).exists() else _named_texts(folder, problems)
+    texts = read_labels(folder, problems)
     found = _find_all(folder, list(texts), height, problems, progress, memory)
     for name, text in texts.items():
         problems += label_problems(name, text, found[name].width if name in found else None, vocabulary)
@@ -102,6 +101,16 @@ def read_samples(
         (each.format for each in counted.values()),
     )
     return samples, sorted(problems, key=lambda p: (not p.fatal, p.kind, p.file)), facts
+
+
+def read_labels(folder: Path, problems: list[Problem]) -> dict[str, str]:
+    """Return the label of each image by its file's name, and add to the problems those that show without the images.
+
+    Raises:
+        DataError: as `read_samples`.
+    """
+    _refuse_unreadable(folder)
+    return _listed_texts(folder, problems) if (folder / LABELS_FILE).exists() else _named_texts(folder, problems)
 
 
 def read_images(
@@ -248,14 +257,15 @@ def _normal(file: str) -> str:
     return PurePath(os.path.normpath(file)).as_posix()
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Return whether a path names an image file that is there and not hidden."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
 def _images_below(folder: Path) -> list[Path]:
     """Return the images of a folder and of all its sub-folders, without hidden ones."""
     paths = sorted(folder.rglob("*"))
-    return [p for p in paths if _is_image(p) and not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    return [p for p in paths if is_image(p) and not any(part.startswith(".") for part in p.relative_to(folder).parts)]
 
 
 def refuse_corrected(folder: Path) -> None:

@@ -179,7 +179,7 @@ SCHEMA = pa.schema(
 """Of the shards written here, as Hugging Face's datasets write images."""
 
 
-def write_shards(folder: Path, rows: Iterable[tuple[str, bytes, str]]) -> int:
+def write_shards(folder: Path, rows: Iterable[tuple[str, bytes, str | None]]) -> int:
     """Write (file name, image file, label) as shards into a new or empty folder, and return how many rows they hold.
 
     The folder appears once all is written. Images are not compressed again.

@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median_low
+
+import numpy as np
+from numpy.typing import NDArray
 
 from captcha.data.samples import Sample
 from captcha.reading.ctc import frames_needed
@@ -50,11 +52,13 @@ class Facts:
     with_repeats: int  # images whose text has the same character twice in a row
 
 
-def facts_of(texts: Sequence[str], sizes: Iterable[tuple[int, int]], formats: Iterable[str]) -> Facts:
+def facts_of(
+    texts: Sequence[str] | NDArray[np.str_], sizes: Iterable[tuple[int, int]], formats: Iterable[str]
+) -> Facts:
     """Return the facts of images with these texts, sizes and formats."""
     return Facts(
         images=len(texts),
-        texts=len(set(texts)),
+        texts=len(np.unique(np.fromiter(map(hash, texts), np.int64, len(texts)))),  # not a million texts at once
         sizes=Counter(sizes),
         formats=Counter(formats),
         lengths=Counter(map(len, texts)),
@@ -115,8 +119,12 @@ def copies(texts: Mapping[str, str], digests: Mapping[str, str], doubted: Collec
 
 def leaks(train: Iterable[Sample], held_back: Iterable[Sample]) -> list[Problem]:
     """Return a fatal problem for each training sample whose pixels are held back (a fixed validation or test set)."""
-    kept = {sample.digest: f"the same picture as {printable(sample.name)}, which is held back" for sample in held_back}
-    return [Problem(each.name, "leak", kept[each.digest], fatal=True) for each in train if each.digest in kept]
+    kept = {sample.digest: sample.name for sample in held_back}
+    return [
+        Problem(each.name, "leak", f"the same picture as {printable(name)}, which is held back", fatal=True)
+        for each in train
+        if (name := kept.get(each.digest)) is not None
+    ]
 
 
 def format_problems(problems: Sequence[Problem], shown: int = PROBLEMS_SHOWN, leave_out: bool = False) -> str:
@@ -171,12 +179,19 @@ def format_facts(facts: Facts) -> str:
 
 
 def _sizes(sizes: Counter[tuple[int, int]]) -> str:
-    widths, heights = zip(*sizes.elements(), strict=True)
-    median = f"{median_low(widths)} x {median_low(heights)} pixels"
+    widths, heights = zip(*sizes, strict=True)
+    median = " x ".join(str(_median([(size[side], n) for size, n in sizes.items()])) for side in (0, 1)) + " pixels"
     if len(sizes) == 1:
         return f"always {median}"
     ranges = f"widths {min(widths)} to {max(widths)}, heights {min(heights)} to {max(heights)}"
     return f"{len(sizes)} different ones; median {median}, {ranges}"
+
+
+def _median(counted: Iterable[tuple[int, int]]) -> int:
+    """Return the lower median of values that are given with their counts."""
+    in_order = sorted(counted)
+    below = np.cumsum([count for _, count in in_order])
+    return in_order[int(np.searchsorted(2 * below, below[-1]))][0]
 
 
 def _visible(character: str) -> str:

@@ -1,9 +1,15 @@
 """Samples (an image with its text), their seeded split, and the digests that tell both apart."""
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from captcha import CaptchaError
 from captcha.reading.images import Image, ImageError, load_image, resize_to_height
@@ -14,6 +20,13 @@ LABELS_TO_SPLIT = 20  # different labels; a tenth of fewer is too little to meas
 
 class DataError(CaptchaError):
     """A folder or split that nothing can be trained on; one line that says why and what to do."""
+
+
+class Images(Protocol):
+    """Where images are read anew each time."""
+
+    def read(self, name: str, digest: str) -> Image:
+        """Return an image of a model's height. Raises DataError where it is no longer the image of this digest."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +53,11 @@ class ImageFolder:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled image of a model's height. `pixels` are the image itself, or the folder that it is read from."""
+    """One labelled image of a model's height. `pixels` are the image itself, or where it is read from."""
 
     name: str
     text: str
-    pixels: Image | ImageFolder = field(repr=False)
+    pixels: Image | Images = field(repr=False)
     digest: str = ""  # of the pixels before resizing, the same for every height; without it, of `pixels`
     folder: Path | None = None  # where the file `name` lies; None where there is no file, as of a drawn image
 
@@ -55,12 +68,71 @@ class Sample:
     @property
     def kept(self) -> bool:
         """Whether the image is in memory."""
-        return not isinstance(self.pixels, ImageFolder)
+        return isinstance(self.pixels, np.ndarray)
 
     @property
     def image(self) -> Image:
         """The image, (height, W, 3) uint8 RGB. Raises DataError where it must be read and can no longer be."""
-        return self.pixels.read(self.name, self.digest) if isinstance(self.pixels, ImageFolder) else self.pixels
+        return self.pixels if isinstance(self.pixels, np.ndarray) else self.pixels.read(self.name, self.digest)
+
+
+class Names(Protocol):
+    """The name of each place of a table."""
+
+    def __getitem__(self, place: int) -> str: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Table(Sequence[Sample]):
+    """Samples that are made as they are asked for: each takes 56 bytes here, as an object some 500.
+
+    Those of a part of the table share its columns.
+    """
+
+    images: Images
+    folder: Path
+    names: Names
+    texts: NDArray[np.str_]
+    digests: NDArray[np.uint8]
+    """(rows, 32): the digest of each row's image."""
+    places: NDArray[np.int64]
+    """The rows that are samples, in their order."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Table": ...
+
+    def __getitem__(self, index: int | slice) -> "Sample | Table":
+        if isinstance(index, slice):
+            return self.with_places(self.places[index])
+        place = int(self.places[index])
+        digest = self.digests[place].tobytes().hex()
+        return Sample(self.names[place], str(self.texts[place]), self.images, digest, self.folder)
+
+    def with_places(self, places: NDArray[np.int64]) -> "Table":
+        """Return other rows of the same table."""
+        return Table(self.images, self.folder, self.names, self.texts, self.digests, places)
+
+
+def chosen(samples: Sequence[Sample], indices: Sequence[int]) -> Sequence[Sample]:
+    """Return the samples with these indices; of a table a part of it, without making one of them."""
+    if isinstance(samples, Table):
+        return samples.with_places(samples.places[np.asarray(indices, np.int64)])
+    return [samples[index] for index in indices]
+
+
+def joined(first: Sequence[Sample], second: Sequence[Sample]) -> Sequence[Sample]:
+    """Return the samples of both; of two parts of one table a part of it."""
+    if not second:
+        return first
+    if isinstance(first, Table) and isinstance(second, Table):
+        return first.with_places(np.concatenate([first.places, second.places]))
+    return [*first, *second]
 
 
 class ImageMemory:
@@ -80,17 +152,17 @@ class ImageMemory:
 class Split:
     """The three parts of a data set; no text stands in two of them."""
 
-    train: list[Sample]
-    validation: list[Sample]
-    test: list[Sample]
-    seen: list[Sample] = field(default_factory=list)
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
+    test: Sequence[Sample]
+    seen: Sequence[Sample] = field(default_factory=list)
     """What was left out of the test because the training of the model to start from saw it."""
 
     @property
     def digest(self) -> str:
         """16 hex digits that tell which sample stands where."""
         sides = {"train": self.train, "validation": self.validation, "test": self.test}
-        return _short_hash(f"{side}:{digest(samples)}" for side, samples in sides.items())
+        return _short_hash(sorted(f"{side}:{digest(samples)}" for side, samples in sides.items()))
 
 
 def split(samples: Sequence[Sample], seed: int) -> Split:
@@ -102,24 +174,27 @@ def split(samples: Sequence[Sample], seed: int) -> Split:
     Raises:
         DataError: if there are too few different texts, or a side is empty.
     """
-    texts = {sample.text for sample in samples}
-    if len(texts) < LABELS_TO_SPLIT:
-        raise DataError(
-            f"too few to split: {len(samples)} images with {len(texts)} different labels, "
-            f"at least {LABELS_TO_SPLIT} different labels are needed; add images"
-        )
-    sides: dict[str, list[Sample]] = {"training": [], "validation": [], "test": []}
-    for sample in samples:
+    sides = {side: array("q") for side in ("training", "validation", "test")}
+    few: set[str] = set()  # enough of the different texts to know whether there are too few
+    for index, sample in enumerate(samples):
         number = unit_hash(seed, sample.text)
         in_training, in_validation = number < TRAIN_SHARE, number < TRAIN_SHARE + VALIDATION_SHARE
-        sides["training" if in_training else "validation" if in_validation else "test"].append(sample)
+        sides["training" if in_training else "validation" if in_validation else "test"].append(index)
+        if len(few) < LABELS_TO_SPLIT:
+            few.add(sample.text)
+    if len(few) < LABELS_TO_SPLIT:
+        raise DataError(
+            f"too few to split: {len(samples)} images with {len(few)} different labels, "
+            f"at least {LABELS_TO_SPLIT} different labels are needed; add images"
+        )
     for side, members in sides.items():
         if not members:
+            count = len({sample.text for sample in samples})
             raise DataError(
-                f"too few to split: none of {len(texts)} different labels fell to the {side} part; "
+                f"too few to split: none of {count} different labels fell to the {side} part; "
                 "add images or take another seed"
             )
-    return Split(sides["training"], sides["validation"], sides["test"])
+    return Split(*(chosen(samples, members) for members in sides.values()))
 
 
 def folds(samples: Sequence[Sample], seed: int, count: int) -> list[Split]:
@@ -159,9 +234,11 @@ def unit_hash(seed: int, name: str) -> float:
     return int(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:16], 16) / 2**64
 
 
-def digest(samples: Iterable[Sample]) -> str:
+def digest(samples: Sequence[Sample]) -> str:
     """Return 16 hex digits of the samples' names, texts and pixels, whatever their order."""
-    return _short_hash("\0".join((sample.name, sample.text, sample.digest)) for sample in samples)
+    parts = ("\0".join((sample.name, sample.text, sample.digest)) for sample in samples)
+    in_order = all(one.name < other.name for one, other in pairwise(samples))  # a million are not held to be sorted
+    return _short_hash(parts if in_order else sorted(parts))
 
 
 def pixel_digest(image: Image) -> str:
@@ -170,4 +247,7 @@ def pixel_digest(image: Image) -> str:
 
 
 def _short_hash(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(parts)).encode(errors="surrogateescape")).hexdigest()[:16]
+    hashed = hashlib.sha256()
+    for number, part in enumerate(parts):
+        hashed.update(f"{chr(10) if number else ''}{part}".encode(errors="surrogateescape"))
+    return hashed.hexdigest()[:16]

@@ -55,7 +55,7 @@ class SeenPixels:
 
     def among(self, samples: Sequence[Sample]) -> list[bool]:
         """Return of each sample whether it was seen."""
-        keys = np.array([pixel_key(sample.digest) for sample in samples], np.uint64)
+        keys = np.fromiter((pixel_key(sample.digest) for sample in samples), np.uint64, len(samples))
         return [bool(seen) for seen in np.isin(keys, self.keys)]
 
     def to_bytes(self) -> bytes:

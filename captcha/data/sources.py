@@ -1,17 +1,20 @@
-"""Where samples come from: a labelled folder, or a style that draws them. Parsed once, from what a person writes."""
+"""Where samples come from: a labelled folder, Parquet shards, or a style. Parsed once, from what a person writes."""
 
+import itertools
 import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from tqdm import tqdm
 
-from captcha.data.folders import read_images, read_samples
-from captcha.data.problems import Problem, format_left_out, format_problems, leaks
-from captcha.data.samples import DataError, ImageMemory, Sample, Split, pixel_digest, split
+from captcha.data.folders import LABELS_FILE, is_image, read_images, read_samples
+from captcha.data.packed import count_rows, read_shards
+from captcha.data.parquet import is_shard, shards_in
+from captcha.data.problems import Facts, Problem, format_left_out, format_problems, leaks
+from captcha.data.samples import DataError, ImageMemory, Sample, Split, chosen, joined, pixel_digest, split
 from captcha.drawing.fonts import default_fonts, fonts_for
 from captcha.drawing.rendering import draw_one
 from captcha.drawing.styles import Style, StyleError, load_style
@@ -45,10 +48,18 @@ class Folder:
         """Where it lies."""
         return Path(self.written)
 
+    folder = path
+
     @property
     def short_name(self) -> str:
         """The last part of its path."""
         return self.path.resolve().name
+
+    def check(
+        self, height: int, vocabulary: Vocabulary | None, leave_out: bool
+    ) -> tuple[Sequence[Sample], list[Problem], Facts]:
+        """Return what `read_samples` returns, keeping no image."""
+        return read_samples(self.path, height, vocabulary, memory=ImageMemory(0), leave_out=leave_out)
 
     def samples(
         self,
@@ -75,10 +86,63 @@ class Folder:
                 samples, problems, _ = read_samples(self.path, height, vocabulary, progress, memory)
             else:
                 samples, problems = read_images(self.path, height, progress, memory)
-        refuse(problems, len(samples), self.written, left_out)
-        if not samples:
-            raise DataError(f"{self.written}: no image without a problem is left, see above")
+        _refuse_all(samples, problems, self.written, left_out)
         return samples
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """A Parquet shard, or a folder of them; `written` is how the person named it."""
+
+    written: str
+
+    @property
+    def path(self) -> Path:
+        """The shard, or the folder."""
+        return Path(self.written)
+
+    @property
+    def folder(self) -> Path:
+        """Where the shards lie."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def short_name(self) -> str:
+        """The last part of its path."""
+        return self.path.resolve().name
+
+    def check(
+        self, height: int, vocabulary: Vocabulary | None, leave_out: bool
+    ) -> tuple[Sequence[Sample], list[Problem], Facts]:
+        """Return what `read_shards` returns."""
+        return read_shards(self.path, height, vocabulary, leave_out=leave_out)
+
+    def samples(
+        self,
+        height: int,
+        vocabulary: Vocabulary | None = None,
+        memory: ImageMemory | None = None,
+        left_out: list[Problem] | None = None,
+    ) -> Sequence[Sample]:
+        """Return its samples as `Folder.samples` does, each read when it is needed: none is kept in the memory.
+
+        Raises:
+            DataError: there are problems that stand in the way of training, or nothing is left without one; or to
+                read one image is to read too many beside it.
+        """
+        total = count_rows(self.path)
+        with tqdm(desc=f"reading {self.written}", total=total, unit="image", disable=None, leave=False) as bar:
+            samples, problems, _ = read_shards(self.path, height, vocabulary, lambda done: bar.update(done - bar.n))
+        _refuse_all(samples, problems, self.written, left_out)
+        return samples
+
+
+def _refuse_all(
+    samples: Sequence[Sample], problems: Sequence[Problem], written: str, left_out: list[Problem] | None
+) -> None:
+    refuse(problems, len(samples), written, left_out)
+    if not samples:
+        raise DataError(f"{written}: no image without a problem is left, see above")
 
 
 @dataclass(frozen=True)
@@ -114,28 +178,32 @@ class Drawn:
         return DrawnSamples(self.style, fonts, height, seed, frozenset(without))
 
 
-Source = Folder | Drawn
+Source = Folder | Parquet | Drawn
 _PREFIX = "draw:"
 
 
 def parse_source(written: str) -> Source:
-    """Return the source that a person has written: a folder, or draw:STYLE.
+    """Return the source that a person has written: a folder, Parquet shards, or draw:STYLE.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: there is no such folder or shard.
         StyleError: there is no such style, or its file describes none.
     """
-    return parse_style(written.removeprefix(_PREFIX)) if written.startswith(_PREFIX) else parse_folder(written)
+    return parse_style(written.removeprefix(_PREFIX)) if written.startswith(_PREFIX) else parse_images(written)
 
 
-def parse_folder(written: str) -> Folder:
-    """Return the folder that a person has named.
+def parse_images(written: str) -> Folder | Parquet:
+    """Return the labelled images that a person has named: a folder of image files, or Parquet shards.
+
+    A folder is one of shards if it holds any, and neither images nor a labels.csv.
 
     Raises:
-        DataError: there is no such folder.
-        StyleError: a style is named in place of a folder.
+        DataError: there is no such folder or shard.
+        StyleError: a style is named in place of them.
     """
     path = Path(written)
+    if is_shard(path):
+        return Parquet(written)
     if not path.is_dir():
         if written.startswith(_PREFIX):
             style = written.removeprefix(_PREFIX)
@@ -143,7 +211,21 @@ def parse_folder(written: str) -> Folder:
                 f"{written} is a style, and a folder is needed: captcha draw DIR --style {style} draws one"
             )
         raise DataError(f"{'not a folder' if path.exists() else 'no such folder'}: {path.absolute()}")
-    return Folder(written)
+    others = (path / LABELS_FILE).exists() or any(map(is_image, path.iterdir()))
+    return Folder(written) if others or not shards_in(path) else Parquet(written)
+
+
+def parse_folder(written: str) -> Folder:
+    """Return the folder of image files that a person has named.
+
+    Raises:
+        DataError: there is no such folder, or it is one of Parquet shards.
+        StyleError: a style is named in place of a folder.
+    """
+    found = parse_images(written)
+    if isinstance(found, Parquet):
+        raise DataError(f"{found.path.absolute()} holds Parquet shards, and a folder of image files is needed")
+    return found
 
 
 def parse_style(name: str) -> Drawn:
@@ -233,8 +315,8 @@ class Sources:
             StyleError, FontError: the style cannot be drawn, or draws what is outside the vocabulary.
         """
 
-        def samples_of(source: Source | None, first: int) -> list[Sample]:
-            if isinstance(source, Folder):
+        def samples_of(source: Source | None, first: int) -> Sequence[Sample]:
+            if isinstance(source, Folder | Parquet):
                 return source.samples(height, vocabulary, memory, left_out=left_out)
             if source is None:
                 return []
@@ -249,9 +331,9 @@ class Sources:
         if not validation and not test:
             return split(samples, seed)
         parts = Split(samples, [], []) if validation and test else split(samples, seed)
-        train = parts.train + (parts.validation if validation else []) + (parts.test if test else [])
+        train = joined(joined(parts.train, parts.validation if validation else []), parts.test if test else [])
         validation, test = validation or parts.validation, test or parts.test
-        train = _apart(train, [*validation, *test], self.data, left_out)
+        train = _apart(train, itertools.chain(validation, test), self.data, left_out)
         return Split(train, _apart(validation, test, self.validation or self.data, left_out), test)
 
     def drawn_samples(self, height: int, seed: int, split: Split, vocabulary: Vocabulary) -> DrawnSamples | None:
@@ -261,17 +343,19 @@ class Sources:
             StyleError, FontError: the style cannot be drawn, or draws what is outside the vocabulary.
         """
         style = self.data if isinstance(self.data, Drawn) else self.drawn
-        held_back = {sample.text for sample in [*split.validation, *split.test]}
-        return style.samples(height, seed, held_back, vocabulary) if style else None
+        if style is None:
+            return None
+        held_back = {sample.text for sample in itertools.chain(split.validation, split.test)}
+        return style.samples(height, seed, held_back, vocabulary)
 
 
 def _apart(
-    samples: Sequence[Sample], held_back: Sequence[Sample], source: Source, left_out: list[Problem] | None
-) -> list[Sample]:
+    samples: Sequence[Sample], held_back: Iterable[Sample], source: Source, left_out: list[Problem] | None
+) -> Sequence[Sample]:
     """Return the samples whose pixels are not held back, where `refuse` lets the others be left out."""
     leaked = leaks(samples, held_back)
     names = {problem.file for problem in leaked}
-    left = [sample for sample in samples if sample.name not in names]
+    left = chosen(samples, [i for i, sample in enumerate(samples) if sample.name not in names]) if names else samples
     refuse(leaked, len(left), source.written, left_out)
     if not left:
         raise DataError(f"{source.written}: every image is held back for validation or the test, see above")

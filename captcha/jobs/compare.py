@@ -9,7 +9,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 import captcha
 from captcha.data.samples import ImageMemory, digest
-from captcha.data.sources import parse_folder
+from captcha.data.sources import parse_images
 from captcha.evaluation.results import Comparison
 from captcha.evaluation.results import evaluate as read
 from captcha.settings import IMAGE_MEMORY
@@ -58,7 +58,7 @@ def compare(first: str, second: str, folder: str) -> CompareOutcome:
         RegistryError: there is no such version or run, it holds no model, or both are the same.
         RecognizerError: a model's files are damaged.
     """
-    source = parse_folder(folder)
+    source = parse_images(folder)
     connect(writing=True)  # a store that does not answer is told before images are read
     (first, second), names = _resolved(first, second)
     recognizers = [captcha.load(first), captcha.load(second)]

@@ -7,7 +7,7 @@ import captcha
 from captcha.data.problems import Problem
 from captcha.data.samples import ImageMemory
 from captcha.data.seen import SeenError, SeenPixels
-from captcha.data.sources import Folder, parse_folder
+from captcha.data.sources import Folder, Parquet, parse_images
 from captcha.evaluation.calibration import ConfidenceFigures
 from captcha.evaluation.results import evaluate as read
 from captcha.reading.confidence import UNCALIBRATED
@@ -96,7 +96,7 @@ def evaluate(
         SeenError: the model's training saw every image of the folder.
         ConstraintError: no text that the model can spell keeps to the constraints, or they are too large.
     """
-    source = parse_folder(folder)
+    source = parse_images(folder)
     connect(writing=True)  # a store that does not answer is told before images are read
     resolved = resolve(model)  # once: an alias may move meanwhile
     recognizer = captcha.load(resolved.uri, engine)
@@ -159,7 +159,9 @@ def _told(known: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in known.items())
 
 
-def _description(outcome: EvaluateOutcome, resolved: Resolved, source: Folder, known: Mapping[str, str]) -> str:
+def _description(
+    outcome: EvaluateOutcome, resolved: Resolved, source: Folder | Parquet, known: Mapping[str, str]
+) -> str:
     metrics = outcome.metrics
     n = round(metrics["n"])
     interval = metrics["exact_match_low"], metrics["exact_match_high"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import math
 import tempfile
@@ -327,7 +328,8 @@ def learn(
     fitted = fit(model, batches, split, schedule, control, started=parent is not None, teacher=taught_by)
     checkpoint = Checkpoint.of(fitted.model)
     before = parent or teacher
-    seen = SeenPixels.of(batches.learned_from, [*batches.folder, *split.validation], before[0].seen if before else None)
+    chosen_by = itertools.chain(batches.folder, split.validation)
+    seen = SeenPixels.of(batches.learned_from, chosen_by, before[0].seen if before else None)
     if not fitted.stopped or fitted.epoch:
         log_weights(checkpoint.to_bytes(), numbered=not fitted.stopped)
         log_seen(seen, numbered=not fitted.stopped)
@@ -345,8 +347,8 @@ def vocabulary_of(settings: TrainSettings, sources: Sources, split: Split) -> Vo
     if settings.vocabulary:
         return Vocabulary(settings.vocabulary)
     drawn = [each.style.alphabet for each in (sources.data, sources.drawn) if isinstance(each, Drawn)]
-    vocabulary = Vocabulary.from_texts([*(sample.text for sample in split.train), *drawn])
-    unseen = Counter(c for s in [*split.validation, *split.test] for c in vocabulary.missing(s.text))
+    vocabulary = Vocabulary.from_texts(itertools.chain((sample.text for sample in split.train), drawn))
+    unseen = Counter(c for s in itertools.chain(split.validation, split.test) for c in vocabulary.missing(s.text))
     if unseen:
         listed = " ".join(sorted(unseen))
         logger.warning("no training label holds %s: no validation or test label with them can be read right", listed)

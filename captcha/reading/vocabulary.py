@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from captcha import CaptchaError
 
@@ -32,7 +33,7 @@ class Vocabulary:
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> "Vocabulary":
         """Return the characters of the texts in code point order."""
-        return cls("".join(sorted(set().union(*texts))))
+        return cls("".join(sorted(set(chain.from_iterable(texts)))))
 
     @property
     def classes(self) -> int:

@@ -13,8 +13,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from captcha.data.folders import encode_png
+from captcha.data.packed import image_file
 from captcha.data.samples import ImageMemory, Sample, digest
-from captcha.data.sources import Folder, parse_style
+from captcha.data.sources import Folder, Parquet, parse_style
 from captcha.reading.images import load_image
 from captcha.tracking.models import fact, first_line
 from captcha.tracking.runs import RegistryError
@@ -42,14 +43,15 @@ class HeldOut:
         return HeldOut(self.name, [self.samples[i] for i in kept], [self.contents[i] for i in kept])
 
 
-def of_folder(folder: Folder, height: int) -> HeldOut:
-    """Return the images of a folder.
+def of_folder(source: Folder | Parquet, height: int) -> HeldOut:
+    """Return the images of a folder or of shards.
 
     Raises:
-        DataError: the folder has problems; all of them are printed first.
+        DataError: they have problems; all of them are printed first.
     """
-    samples = folder.samples(height, memory=ImageMemory(0))
-    return HeldOut(folder.short_name, samples, [(folder.path / sample.name).read_bytes() for sample in samples])
+    samples = list(source.samples(height, memory=ImageMemory(0)))
+    contents = [image_file(sample.folder / sample.name) for sample in samples if sample.folder]
+    return HeldOut(source.short_name, samples, contents)
 
 
 def of_run(run: Run) -> HeldOut:
@@ -88,11 +90,12 @@ def _read(run: Run, known: Dataset, rows: Sequence[Mapping[str, str]]) -> HeldOu
     if "uri" in source:
         root = Path(url2pathname(urlsplit(source["uri"]).path))
         files = [Path(row["file"]) for row in rows]
+        contents = [image_file(file) for file in files]
         samples = [
-            Sample(file.relative_to(root).as_posix(), json.loads(row["label"]), load_image(file), folder=root)
-            for file, row in zip(files, rows, strict=True)
+            Sample(file.relative_to(root).as_posix(), json.loads(row["label"]), load_image(content), folder=root)
+            for file, row, content in zip(files, rows, contents, strict=True)
         ]
-        return HeldOut(known.name, samples, [file.read_bytes() for file in files])
+        return HeldOut(known.name, samples, contents)
     style = parse_style(source["tags"]["drawn"].removeprefix("draw:"))
     drawn = style.samples(style.style.height, int(fact(run, "seed")))  # at the style's own height: as it is drawn
     samples = [drawn[int(Path(row["drawn"]).stem)] for row in rows]

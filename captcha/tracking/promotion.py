@@ -12,7 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from captcha.data.seen import SeenPixels
-from captcha.data.sources import parse_folder
+from captcha.data.sources import parse_images
 from captcha.evaluation.metrics import loss_bound
 from captcha.evaluation.results import Comparison, Evaluation
 from captcha.settings import CHAMPION, PROMOTION_LEVEL
@@ -115,7 +115,7 @@ def promote(
         RegistryError: there is no such version, it is champion already, one of the two does not run, or there are no
             images that neither has learned from.
     """
-    source = None if folder is None else parse_folder(folder)
+    source = None if folder is None else parse_images(folder)
     connect(writing=True)
     client = MlflowClient()
     version = find(client, named)

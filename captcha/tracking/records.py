@@ -20,7 +20,7 @@ from PIL import Image
 
 from captcha.data.problems import Problem, printable
 from captcha.data.samples import Sample, Split, digest
-from captcha.data.sources import Folder, Source
+from captcha.data.sources import Folder, Parquet, Source
 from captcha.evaluation.calibration import ConfidenceFigures, Flags, Floats, calibrate
 from captcha.evaluation.metrics import character_confusion
 from captcha.evaluation.out_of_fold import OutOfFold, OutOfFoldFigures
@@ -101,8 +101,8 @@ def log_left_out(problems: Sequence[Problem]) -> None:
 
 
 def _dataset_source(source: Source) -> DatasetSource:
-    if isinstance(source, Folder):
-        folder: DatasetSource = LocalArtifactDatasetSource(source.path.resolve().as_uri())
+    if isinstance(source, Folder | Parquet):
+        folder: DatasetSource = LocalArtifactDatasetSource(source.folder.resolve().as_uri())
         return folder
     return CodeDatasetSource({"drawn": source.written})
 

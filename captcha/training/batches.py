@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from captcha import CaptchaError
-from captcha.data.samples import Sample
+from captcha.data.samples import Sample, Table
 from captcha.data.seen import pixel_key
 from captcha.data.sources import DrawnSamples
 
@@ -49,12 +49,17 @@ class Batches:
     first_drawn: int = 0
     """Number of the first drawn sample to learn from."""
     learned_from: "array[int]" = field(default_factory=lambda: array("Q"), compare=False, repr=False)
-    """The `pixel_key` of every sample yielded so far."""
+    """The `pixel_key` of every sample yielded so far; of a folder's, when it came for the first time."""
+
+    @property
+    def _of_folder(self) -> int:
+        """How many samples of a batch, its first ones, are the folder's."""
+        return self.size - (0 if self.drawn is None else self.size // 2 if self.folder else self.size)
 
     def numbers(self, step: int) -> list[int]:
         """Return the numbers of a step's samples; those of drawn ones follow the folder's last."""
-        drawn = 0 if self.drawn is None else self.size // 2 if self.folder else self.size
-        real = self.size - drawn
+        real = self._of_folder
+        drawn = self.size - real
         places = range(step * real, (step + 1) * real)
         first = len(self.folder) + self.first_drawn + step * drawn
         return [*(shuffled(len(self.folder), self.seed, place) for place in places), *range(first, first + drawn)]
@@ -79,7 +84,9 @@ class Batches:
                     if wrong := [item for item in batch if isinstance(item, CaptchaError)]:
                         raise wrong[0]
                     samples = [self.folder[item] if isinstance(item, int) else item for item in batch]
-                    self.learned_from.extend(pixel_key(sample.digest) for sample in samples)
+                    new = max(0, len(self.folder) - step * self._of_folder)
+                    first_seen = samples[:new] + samples[max(new, self._of_folder) :]
+                    self.learned_from.extend(pixel_key(sample.digest) for sample in first_seen)
                     step += 1
                     yield samples
             except RuntimeError as error:
@@ -127,7 +134,8 @@ class _Unkept(Dataset[Sample | int | CaptchaError]):
     """What workers return: samples drawn or read; of a sample in memory, which stays there, the number."""
 
     def __init__(self, folder: Sequence[Sample], drawn: DrawnSamples | None) -> None:
-        self.to_read = [None if sample.kept else sample for sample in folder]
+        self.to_read: Sequence[Sample | None]
+        self.to_read = folder if isinstance(folder, Table) else [None if sample.kept else sample for sample in folder]
         self.drawn = drawn
 
     def __getitem__(self, index: int) -> Sample | int | CaptchaError:
