@@ -47,6 +47,7 @@ for command in (
     commands.rollback,
     commands.check,
     commands.draw,
+    commands.pack,
 ):
     app.command()(command)
 

@@ -25,7 +25,7 @@ from captcha.cli.options import (
     Texts,
     VersionOrRun,
     bounded_beam_width,
-    existing_folder,
+    existing_images,
     folder_or_none,
     known_of_texts,
     path_or_none,
@@ -363,7 +363,7 @@ def compare(
         str | None,
         typer.Argument(
             metavar="DIR",
-            callback=lambda value: None if value is None else existing_folder(value),
+            callback=lambda value: None if value is None else existing_images(value),
             help="folder of labelled images that both read; without it, their settings and metrics are compared",
         ),
     ] = None,
@@ -395,7 +395,7 @@ def promote(
         str | None,
         typer.Option(
             metavar="DIR",
-            callback=lambda value: None if value is None else existing_folder(value),
+            callback=lambda value: None if value is None else existing_images(value),
             help="folder of labelled images that both versions read; without it, those of the test of its training",
         ),
     ] = None,
@@ -453,20 +453,19 @@ def check(
     problems: Problems = "stop",
     as_json: Json = False,
 ) -> None:
-    """Report what a folder of labelled images holds, and what is wrong with it.
+    """Report what a folder of labelled images, or Parquet, holds, and what is wrong with it.
 
     With --problems leave-out, report what it holds without the images that have a problem. Exits with 1 if an error
     stands in the way of training, or no image is left.
     """
     LINES.on_stderr = as_json
-    from captcha.data.folders import read_samples
     from captcha.data.problems import format_facts, format_left_out, format_problems
-    from captcha.data.samples import ImageMemory
+    from captcha.data.sources import parse_images
     from captcha.reading.vocabulary import Vocabulary
 
     characters = None if vocabulary == NONE else Vocabulary(vocabulary)
     leave_out = problems == "leave-out"
-    samples, found, facts = read_samples(Path(data), height, characters, memory=ImageMemory(0), leave_out=leave_out)
+    samples, found, facts = parse_images(data).check(height, characters, leave_out)
     if as_json:
         sizes = {f"{w}x{h}": count for (w, h), count in facts.sizes.items()}
         print_json(vars(facts) | {"sizes": sizes, "problems": [asdict(problem) for problem in found]})
@@ -508,3 +507,18 @@ def draw(
     from captcha.jobs.draw import draw as job
 
     typer.echo(job(out, style, count, seed, fonts=fonts, sheet=sheet, beside=beside))
+
+
+def pack(
+    data: DataArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="new or empty folder to write the shards to")],
+    problems: Problems = "stop",
+) -> None:
+    """Pack labelled images into Parquet shards, which a training reads without a file for each image.
+
+    Shards that others wrote are packed anew: a training reads small row groups fast.
+    """
+    LINES.on_stderr = True
+    from captcha.jobs.pack import pack as job
+
+    typer.echo(job(data, out, problems))

@@ -63,6 +63,13 @@ def known_of_texts(length: str, characters: str, texts: str, pattern: str) -> "C
     return constraints_of(*given)
 
 
+def existing_images(value: str) -> str:
+    """Return written images, a folder or Parquet; raise typer.BadParameter, with the absolute path, for none."""
+    from captcha.data.sources import parse_images
+
+    return _parsed(value, parse_images)
+
+
 def path_or_none(value: str) -> Path | None:
     """Return a written path, None for the word none."""
     return None if value == NONE else Path(value)
@@ -93,8 +100,8 @@ DataArgument = Annotated[
     str,
     typer.Argument(
         metavar="DIR",
-        callback=existing_folder,
-        help="folder of images named by their label (2b827.png), or with a labels.csv (file,label)",
+        callback=existing_images,
+        help="folder of images named by their label (2b827.png), or with a labels.csv (file,label); or Parquet shards",
     ),
 ]
 Model = Annotated[
