@@ -37,12 +37,14 @@ from captcha.evaluation.engines import disagreement
 from captcha.evaluation.results import Evaluation, evaluate
 from captcha.jobs import train as job
 from captcha.jobs.evaluate import evaluate as evaluate_job
+from captcha.jobs.pack import pack
 from captcha.jobs.predict import predict
 from captcha.jobs.train import Control, Fitted, TrainOutcome, batches_of, parse_sources, schedule_of, split_of, train
 from captcha.reading.images import FRAME_STRIDE, ImageError
 from captcha.reading.recognizer import Reading
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import TrainSettings
+from captcha.tracking.held_out import of_run
 from captcha.tracking.models import load_parent, load_recognizer, load_seen
 from captcha.tracking.records import log_inputs
 from captcha.tracking.runs import RegistryError, tracked_run
@@ -1040,3 +1042,21 @@ def test_a_style_that_draws_what_the_model_cannot_say_is_refused(folder: Path) -
     with pytest.raises(StyleError, match=r"^the style kaptcha draws 'defgmnpwxy', which is outside the vocabulary: "):
         batches_of(parse_sources(asked), parts_of(asked), 8, 0, HEIGHT, Vocabulary("0123456789abc"))
     assert batches_of(parse_sources(asked), parts_of(asked), 8, 0, HEIGHT, Vocabulary("2345678abcdefgmnpwxyz"))
+
+
+@pytest.mark.slow
+def test_a_training_on_shards_makes_the_weights_of_one_on_their_folder_and_its_test_can_be_read_again(
+    trained: Trained, folder: Path, tmp_path: Path, quick: Recipe
+) -> None:
+    pack(str(folder), tmp_path / "packed")
+    outcome = train(trained.settings.model_copy(update={"data": str(tmp_path / "packed"), "name": "packed"}), quick)
+    runs = [each.run_id for each in (trained.outcome, outcome)]
+    weights = [load_parent(f"runs:/{run_id}").weights for run_id in runs]
+    assert weights[0] == weights[1]
+    assert outcome.metrics == trained.outcome.metrics
+    assert np.array_equal(*(load_seen(mlflow.get_run(run_id), "").keys for run_id in runs))
+    again = of_run(mlflow.get_run(outcome.run_id))
+    assert [sample.text for sample in again.samples] == [s.text for s in of_run(trained.run).samples]
+    assert again.contents == of_run(trained.run).contents
+    seen = evaluate_job(str(tmp_path / "packed"), "models:/packed/1")
+    assert (seen.metrics["n"], seen.overlap) == (outcome.metrics["n"], 100 - outcome.metrics["n"])

@@ -10,11 +10,13 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from captcha.data.folders import read_samples
+from captcha.data.packed import read_shards
 from captcha.data.samples import DataError, ImageMemory, Sample
 from captcha.data.seen import pixel_key
 from captcha.data.sources import DrawnSamples
 from captcha.drawing.fonts import default_fonts
 from captcha.drawing.styles import Style, StyleError, load_style
+from captcha.jobs.pack import pack
 from captcha.training.batches import Batches, shuffled
 
 OUTLINED = load_style("outlined")
@@ -140,3 +142,28 @@ def test_the_pixels_of_each_sample_that_was_yielded_are_noted_and_no_others() ->
     batches = Batches(known, samples(), 4, seed=0)
     yielded = [sample for batch in islice(batches.from_step(0, workers=0), 2) for sample in batch]
     assert list(batches.learned_from) == [pixel_key(sample.digest) for sample in yielded]
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("drawn", [None, samples()], ids=["shards", "half"])
+def test_shards_give_the_batches_of_their_folder(
+    folder: Path, drawn: DrawnSamples | None, workers: int, tmp_path: Path
+) -> None:
+    pack(str(folder), tmp_path / "packed")
+    both = (
+        Batches(read_samples(folder, 32)[0], drawn, 4, 3),
+        Batches(read_shards(tmp_path / "packed", 32)[0], drawn, 4, 3),
+    )
+    of_folder, of_shards = (list(islice(each.from_step(0, workers), 8)) for each in both)
+    for one, other in zip(of_folder, of_shards, strict=True):
+        assert [(sample.text, sample.digest) for sample in one] == [(sample.text, sample.digest) for sample in other]
+        assert all(np.array_equal(a.image, b.image) for a, b in zip(one, other, strict=True))
+    assert both[0].learned_from == both[1].learned_from
+
+
+@pytest.mark.parametrize("drawn", [None, samples()], ids=["folder", "half"])
+def test_an_image_of_a_folder_is_noted_once_however_often_it_comes(drawn: DrawnSamples | None) -> None:
+    known = [Sample(f"{n}.png", "a", np.full((4, 6, 3), n, np.uint8)) for n in range(5)]
+    batches = Batches(known, drawn, 4, seed=0)
+    yielded = [sample.digest for batch in islice(batches.from_step(0, workers=0), 9) for sample in batch]
+    assert sorted(batches.learned_from) == sorted(map(pixel_key, set(yielded)))
