@@ -104,7 +104,10 @@ def _session(recognizer: Recognizer, master: str | None) -> "SparkSession":
     builder = SparkSession.builder.appName("captcha score")
     if master:
         builder = builder.master(master)
+        if master.startswith("local"):
+            os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # its ports are for nobody else
     settings: dict[str, object] = {
+        "spark.log.level": "ERROR",
         # A task's file is moved to its place when the task ends, not when all have: a killed job keeps what it has.
         "spark.hadoop.mapreduce.fileoutputcommitter.algorithm.version": 2,
         "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
@@ -118,9 +121,7 @@ def _session(recognizer: Recognizer, master: str | None) -> "SparkSession":
     settings |= {f"spark.executorEnv.{name}": value for name, value in workers.items()}
     for name, value in settings.items():
         builder = builder.config(name, str(value))
-    spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
-    return spark
+    return builder.getOrCreate()
 
 
 def _rows_at_once(height: int) -> int:
@@ -136,11 +137,16 @@ def _write(
     if not left:
         return
     logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)  # it would advise another environment each time
-    read = mlflow.pyfunc.spark_udf(spark, str(model), result_type=READ, env_manager="local")
+    # A model brings a `captcha` of its own, with `captcha.reading` alone: a worker that has loaded it cannot run our
+    # code any more. Spark hands a worker on only to tasks of the same environment.
+    environment = spark.sparkContext.environment
+    environment["CAPTCHA_WORKER"] = "images"
     pieces = spark.sparkContext.parallelize([(json.dumps(asdict(piece)),) for piece in left], len(left))
     frames = spark.createDataFrame(pieces, "piece string").mapInPandas(
         _reader(images, recognizer.height, _rows_at_once(recognizer.height)), "path string, image binary, error string"
     )
+    environment["CAPTCHA_WORKER"] = "model"
+    read = mlflow.pyfunc.spark_udf(spark, str(model), result_type=READ, env_manager="local")
     rows = frames.select("path", read("image").alias("read"), "error")
     sound = col("error").isNull()
     names = ("text", "confidence", "accepted")
