@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captcha.data.folders import EXTENSIONS
-from captcha.data.parquet import EXTENSION, Shard, ShardError, is_shard, row_name, shards_in
+from captcha.data.parquet import Shard, ShardError, row_name, shards_in
 from captcha.data.problems import printable
 from captcha.data.samples import DataError
 from captcha.reading.images import Image, ImageError, checked_width, decode_image, resize_to_height
@@ -131,20 +131,6 @@ def _size(images: int, most: int, workers: int) -> int:
 
 
 Images = Files | Shards
-
-
-def images_of(written: str) -> Images:
-    """Return the images that a person has named by a folder of them, a Parquet shard, or a folder of shards.
-
-    Raises:
-        DataError: there is nothing of that name, or something else.
-    """
-    path = Path(written).absolute()
-    if is_shard(path) or (path.is_dir() and any(map(is_shard, shards_in(path)))):
-        return Shards(str(path))
-    if not path.is_dir():
-        raise DataError(f"{f'neither a folder nor a {EXTENSION} file' if path.exists() else 'no such folder'}: {path}")
-    return Files(str(path))
 
 
 def sized(found: Iterable[Found], height: int) -> Iterator[tuple[str, Image | ImageError]]:

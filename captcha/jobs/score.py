@@ -11,9 +11,10 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 import captcha
-from captcha.data.pieces import Images, Piece, images_of, sized
+from captcha.data.pieces import Files, Images, Piece, Shards, sized
 from captcha.data.samples import DataError
 from captcha.data.scores import Row, Scores, opened
+from captcha.data.sources import Parquet, parse_images
 from captcha.reading.engine import RecognizerError, engine_of_environment
 from captcha.reading.images import Image, ImageError
 from captcha.reading.recognizer import ARTIFACT, COLUMNS_WAITING, SETTINGS_FILE, Reading, Recognizer
@@ -115,9 +116,11 @@ def _parsed(source: str, output: Path) -> Images:
     """Return the images that a person has named.
 
     Raises:
-        DataError: there are none, or the output would lie among them.
+        DataError: there is no such folder or shard, or the output would lie among the images.
+        StyleError: a style is named in place of them.
     """
-    images = images_of(source)
+    found = parse_images(source)
+    images = Shards(str(found.path.absolute())) if isinstance(found, Parquet) else Files(str(found.path.absolute()))
     if output.resolve().is_relative_to(Path(images.path).resolve()):
         raise DataError(f"{output.absolute()} lies in {images.path}, whose images are scored: name a folder outside")
     return images

@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from captcha.data.folders import encode_png
-from captcha.data.pieces import Files, Found, Images, Piece, Shards, images_of, sized
-from captcha.data.samples import DataError
+from captcha.data.pieces import Files, Found, Images, Piece, Shards, sized
 from captcha.reading.images import ImageError
 
 
@@ -35,8 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_pieces_hold_each_image_of_a_folder_and_below_once_and_no_other_file(folder: Path) -> None:
-    files = images_of(str(folder))
-    assert isinstance(files, Files)
+    files = Files(str(folder))
     names = ["a.JPG", "b.png", "deep/c.gif", "deep/er/d.webp"]
     for most, workers, sizes in ((9, 1, [4]), (3, 1, [3, 1]), (9, 2, [2, 2]), (9, 9, [1, 1, 1, 1]), (1, 1, [1] * 4)):
         pieces = files.left([], most, workers)
@@ -50,7 +48,7 @@ def test_pieces_hold_each_image_of_a_folder_and_below_once_and_no_other_file(fol
 
 
 def test_a_file_that_goes_or_cannot_be_opened_is_an_error(folder: Path) -> None:
-    files = images_of(str(folder))
+    files = Files(str(folder))
     (piece,) = files.left([], 9)
     (folder / "b.png").unlink()
     (folder / "deep" / "c.gif").unlink()
@@ -65,8 +63,7 @@ def test_a_file_that_goes_or_cannot_be_opened_is_an_error(folder: Path) -> None:
 def test_pieces_of_shards_are_whole_row_groups_and_one_is_done_if_its_first_row_is(tmp_path: Path) -> None:
     write_shard(tmp_path / "one.parquet", [b"1"] * 10, 4)  # groups of 4, 4 and 2
     write_shard(tmp_path / "two.parquet", [b"2"] * 3, 3)
-    shards = images_of(str(tmp_path))
-    assert isinstance(shards, Shards)
+    shards = Shards(str(tmp_path))
 
     def rows(shard: str, *numbers: int) -> list[str]:
         return [f"{shard}.parquet:{number:06}" for number in numbers]
@@ -77,7 +74,7 @@ def test_pieces_of_shards_are_whole_row_groups_and_one_is_done_if_its_first_row_
     assert names_of(shards, shards.left([], 1)) == [first[:4], first[4:8], first[8:], second]
     assert names_of(shards, shards.left(first[4:8], 100)) == [[*first[:4], *first[8:]], second]
     assert names_of(shards, shards.left([*first, *second], 100)) == []
-    alone = images_of(str(tmp_path / "two.parquet"))
+    alone = Shards(str(tmp_path / "two.parquet"))
     assert names_of(alone, alone.left([], 100)) == [second]
 
 
@@ -85,7 +82,7 @@ def test_a_damaged_shard_is_an_error_of_its_own_and_the_others_are_read(tmp_path
     write_shard(tmp_path / "good.parquet", [b"good", None], 2)
     (tmp_path / "bad.parquet").write_bytes(b"no Parquet")
     pq.write_table(pa.table({"picture": [b"1"]}), tmp_path / "other.parquet")
-    shards = images_of(str(tmp_path))
+    shards = Shards(str(tmp_path))
     pieces = shards.left([], 100)
     found = dict(row for piece in pieces for row in shards.found(piece))
     assert found.pop("good.parquet:000000") == b"good"
@@ -95,14 +92,6 @@ def test_a_damaged_shard_is_an_error_of_its_own_and_the_others_are_read(tmp_path
     assert "no Parquet file" in errors["bad.parquet"]
     assert "no column image" in errors["other.parquet"]
     assert [piece.images for piece in shards.left(["bad.parquet", "other.parquet"], 100)] == [2]
-
-
-def test_what_holds_no_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^no such folder: /.*nowhere$"):
-        images_of(str(tmp_path / "nowhere"))
-    (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(DataError, match=r"^neither a folder nor a \.parquet file: /.*letter\.txt$"):
-        images_of(str(tmp_path / "letter.txt"))
 
 
 def test_images_are_brought_to_the_models_height_and_bad_ones_say_why() -> None:
