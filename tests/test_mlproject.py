@@ -360,6 +360,7 @@ def test_the_other_entry_points_call_their_commands(tmp_path: Path) -> None:
     called = {
         "evaluate": arguments_of("evaluate", tmp_path, data="a b")[0],
         "predict": arguments_of("predict", tmp_path, image="a b.png")[0],
+        "score": arguments_of("score", tmp_path, input="a b", output="o", engine="spark", master="local[2]")[0],
         "register": arguments_of("register", tmp_path, run_id="abc")[0],
     }
     assert called == {
@@ -367,5 +368,6 @@ def test_the_other_entry_points_call_their_commands(tmp_path: Path) -> None:
         + [f"--{name}=none" for name in ("length", "characters", "texts", "pattern")]
         + ["--engine=auto"],
         "predict": ["predict", "a b.png", f"--model={champion}"],
+        "score": ["score", "a b", "o", f"--model={champion}", "--engine=spark", "--master=local[2]"],
         "register": ["register", "abc", f"--name={MODEL_NAME}"],
     }

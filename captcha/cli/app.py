@@ -35,6 +35,7 @@ for command in (
     commands.audit,
     commands.evaluate,
     commands.predict,
+    commands.score,
     commands.export,
     commands.serve,
     commands.compare,

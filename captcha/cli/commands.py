@@ -49,6 +49,7 @@ from captcha.cli.terminal import (
     print_json,
     runs_table,
     say_loading,
+    score_summary,
     sync_summary,
     train_summary,
     versions_table,
@@ -248,6 +249,42 @@ def predict(
         print_json(rows)
     if any("error" in row for row in rows):
         raise typer.Exit(1)
+
+
+def score(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT", help="folder of images, with its sub-folders; Parquet file, or a folder of them"
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(metavar="OUTPUT", help="folder of Parquet: a new one, or one that the same model has begun"),
+    ],
+    model: Model = CHAMPION_URI,
+    engine: Annotated[
+        Literal["local", "spark"], typer.Option(help="local: this process; spark: Spark's workers")
+    ] = "local",
+    master: Annotated[
+        str,
+        typer.Option(help="where Spark runs, as local[2] or spark://HOST:7077; none leaves it to Spark's own settings"),
+    ] = NONE,
+    as_json: Json = False,
+) -> None:
+    """Read any number of images into a folder of Parquet: path, text, confidence, accepted and error.
+
+    An image that cannot be read is a row with its error. The same command goes on where it was stopped.
+    """
+    LINES.on_stderr = as_json
+    say_loading("MLflow")
+    from captcha.jobs.score import score as job
+
+    outcome = job(source, output, model, engine, None if master == NONE else master)
+    if as_json:
+        print_json(outcome.as_json())
+    else:
+        typer.echo(score_summary(outcome))
 
 
 def export(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # heavy imports, loaded already by the job whose outcome is p
     from captcha.jobs.compare import CompareOutcome
     from captcha.jobs.crossval import CrossvalOutcome
     from captcha.jobs.evaluate import EvaluateOutcome
+    from captcha.jobs.score import ScoreOutcome
     from captcha.jobs.sync import SyncOutcome
     from captcha.jobs.train import TrainOutcome
     from captcha.tracking.champion import Move
@@ -199,6 +200,16 @@ def audit_summary(outcome: "AuditOutcome", shown: int = 20) -> str:
     )
     doubted = f"{len(found)} of {outcome.images} labels are doubtful, the models are sure of {sure} of these"
     return f"\n{_table([header, *rows])}{more}\n\n{doubted}\n{where}{corrected}"
+
+
+def score_summary(outcome: "ScoreOutcome") -> str:
+    """Return how many images were scored, how fast, and where the rows are."""
+    before = f"\n{outcome.before} were there already, and were not read again" if outcome.before else ""
+    return (
+        f"{outcome.images} images read by {outcome.model} in {outcome.seconds:.1f} seconds "
+        f"({outcome.images_per_second:.1f} a second), {outcome.errors} of them errors{before}\n"
+        f"the rows are in {outcome.output}, the figures in run {outcome.run_id}"
+    )
 
 
 def runs_table(runs: "Sequence[Listed]") -> str:

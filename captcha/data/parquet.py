@@ -1,7 +1,7 @@
 """Parquet shards, row by row: image files and their labels, read a few at a time without decoding, and written."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,12 @@ class Shard:
         self.groups = [metadata.row_group(each).num_rows for each in range(metadata.num_row_groups)]
         """How many rows each row group has."""
 
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows in their order; those that cannot be read have an error."""
+    def rows(self, groups: Collection[int] | None = None) -> Iterator[Row]:
+        """Yield the rows, of some row groups or of all, in their order; those that cannot be read have an error."""
         first = 0
         for group, count in enumerate(self.groups):
-            yield from self._rows_of(group, first, count)
+            if groups is None or group in groups:
+                yield from self._rows_of(group, first, count)
             first += count
 
     def group_bytes(self, group: int) -> int:

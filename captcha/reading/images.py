@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from captcha import CaptchaError
-from captcha.reading.limits import MAX_ASPECT, MAX_BYTES, MAX_PIXELS, MAX_SCANS, MAX_SEGMENTS
+from captcha.reading.limits import MAX_ASPECT, MAX_BYTES, MAX_COLUMNS, MAX_PIXELS, MAX_SCANS, MAX_SEGMENTS
 
 WIDTH_STEP = 16
 PIXELS_AT_ONCE = 2**18
@@ -136,6 +136,22 @@ def resized_width(columns: int, rows: int, height: int) -> int:
         return columns
     narrowest = -(-height // MAX_ASPECT)  # what is resized can be given again: rounding must not exceed MAX_ASPECT
     return max(narrowest, round(columns * height / rows))
+
+
+def checked_width(image: Image, height: int) -> int:
+    """Return the width in pixels of an image once scaled to a height.
+
+    Raises:
+        ImageError: it is more than one row of a request may have.
+    """
+    rows, columns = image.shape[:2]
+    width = resized_width(columns, rows, height)
+    if width > MAX_COLUMNS:
+        raise ImageError(
+            f"the image of {columns} x {rows} pixels has {width} columns once resized to a height of {height}, "
+            f"more than the {MAX_COLUMNS} allowed"
+        )
+    return width
 
 
 def padded_width(width: int) -> int:

@@ -26,18 +26,17 @@ from captcha.reading.engine import RecognizerError, engine_of_environment
 from captcha.reading.images import (
     Image,
     ImageError,
+    checked_width,
     decode_image,
     holds_pixels,
     load_image,
     resize_to_height,
-    resized_width,
 )
 from captcha.reading.limits import (
     DEADLINE,
     MAX_BEAM_COLUMNS,
     MAX_BEAM_WIDTH,
     MAX_BYTES,
-    MAX_COLUMNS,
     MAX_REQUEST_COLUMNS,
     MAX_REQUEST_PIXELS,
     MAX_ROWS,
@@ -172,7 +171,7 @@ class _Rows(Sequence[Image]):
             try:
                 image = _image(value)
                 height, width = image.shape[:2]
-                asked = self._columns(width, height)
+                asked = checked_width(image, self.height)
             except ImageError as error:
                 problems.append(f"row {row}: {error}")
                 continue
@@ -187,16 +186,6 @@ class _Rows(Sequence[Image]):
         if problems:
             more = f"; and {len(problems) - 3} rows more" if len(problems) > 3 else ""
             raise RequestError("; ".join(problems[:3]) + more + " (the first row is row 0)")
-
-    def _columns(self, width: int, height: int) -> int:
-        """Return the columns of an image once resized. Raises ImageError where they are too many."""
-        columns = resized_width(width, height, self.height)
-        if columns > MAX_COLUMNS:
-            raise ImageError(
-                f"the image of {width} x {height} pixels has {columns} columns once resized to a height of "
-                f"{self.height}, more than the {MAX_COLUMNS} allowed"
-            )
-        return columns
 
     def _bounds(self, pixels: int, columns: int, beam_width: int | None) -> Iterator[tuple[int, int, str]]:
         """Yield what one request may have, what this one has so far, and of what."""

@@ -24,11 +24,12 @@ from captcha.cli import commands, terminal
 from captcha.cli.options import EngineOption
 from captcha.evaluation.calibration import ConfidenceFigures
 from captcha.evaluation.out_of_fold import OutOfFold, OutOfFoldFigures, Suspect
-from captcha.jobs import audit, compare, crossval, evaluate, predict, train
+from captcha.jobs import audit, compare, crossval, evaluate, predict, score, train
 from captcha.jobs.audit import AuditOutcome
 from captcha.jobs.compare import CompareOutcome, Differing
 from captcha.jobs.crossval import CrossvalOutcome
 from captcha.jobs.evaluate import EvaluateOutcome
+from captcha.jobs.score import ScoreOutcome
 from captcha.jobs.train import TrainOutcome
 from captcha.reading import recognizer
 from captcha.reading.constraints import Constraints
@@ -91,7 +92,7 @@ REGISTRY = ("models", "show", "compare", "register", "promote", "rollback")
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "adapt", "budget", "crossval", "audit", "evaluate", "predict", "check", *REGISTRY]
+    "command", ["", "train", "adapt", "budget", "crossval", "audit", "evaluate", "predict", "score", "check", *REGISTRY]
 )
 def test_help_imports_nothing_heavy(command: str) -> None:
     code = f"""
@@ -299,6 +300,32 @@ def test_predict_reads_the_others_where_one_file_cannot_be_read(
     ]
     assert run("predict", "x.png", "--decoder", "beam", "--min-confidence", "0.25") == 0
     assert asked == [None, None, 0.25]
+
+
+def test_score_asks_for_what_is_given_and_says_what_was_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def stand_in(*arguments: object) -> ScoreOutcome:
+        asked.append(arguments)
+        return ScoreOutcome("0123", "models:/captcha-crnn/3", "out", images=50, errors=2, before=7, seconds=4.0)
+
+    monkeypatch.setattr(score, "score", stand_in)
+    assert run("score", str(tmp_path), "out") == 0
+    assert capsys.readouterr().out == (
+        "50 images read by models:/captcha-crnn/3 in 4.0 seconds (12.5 a second), 2 of them errors\n"
+        "7 were there already, and were not read again\n"
+        "the rows are in out, the figures in run 0123\n"
+    )
+    assert run("score", "a.parquet", "out", "--engine", "spark", "--master", "local[2]", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["images"], printed["errors"], printed["before"], printed["images_per_second"]) == (50, 2, 7, 12.5)
+    champion = "models:/captcha-crnn@champion"
+    assert asked == [
+        (str(tmp_path), Path("out"), champion, "local", None),
+        ("a.parquet", Path("out"), champion, "spark", "local[2]"),
+    ]
 
 
 @pytest.mark.parametrize("bad", ["1.01", "-0.1", "nan", "high"])
