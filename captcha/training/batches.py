@@ -1,4 +1,7 @@
-"""Which samples step k learns from: shuffled, drawn, or half of each. It follows from the seed and k alone."""
+"""Which samples step k learns from: shuffled, drawn, or half of each. It follows from the seed and k alone.
+
+Where several ranks share a step's samples, rank r of n has every n-th of them, from the r-th on.
+"""
 
 import functools
 import itertools
@@ -22,6 +25,7 @@ from captcha import CaptchaError
 from captcha.data.samples import Sample
 from captcha.data.seen import pixel_key
 from captcha.data.sources import DrawnSamples
+from captcha.training.ranks import on_this_machine
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +49,28 @@ class Batches:
     folder: Sequence[Sample]
     drawn: DrawnSamples | None
     size: int
+    """Of a step's samples, over all ranks."""
     seed: int
     first_drawn: int = 0
     """Number of the first drawn sample to learn from."""
+    rank: int = 0
+    ranks: int = 1
     learned_from: "array[int]" = field(default_factory=lambda: array("Q"), compare=False, repr=False)
     """The `pixel_key` of every sample yielded so far."""
 
+    @property
+    def weight(self) -> float:
+        """This rank's share of a step's samples, times the number of ranks: 1 where all have as many."""
+        return len(range(self.rank, self.size, self.ranks)) * self.ranks / self.size
+
     def numbers(self, step: int) -> list[int]:
-        """Return the numbers of a step's samples; those of drawn ones follow the folder's last."""
+        """Return the numbers of this rank's samples of a step; those of drawn ones follow the folder's last."""
         drawn = 0 if self.drawn is None else self.size // 2 if self.folder else self.size
         real = self.size - drawn
         places = range(step * real, (step + 1) * real)
         first = len(self.folder) + self.first_drawn + step * drawn
-        return [*(shuffled(len(self.folder), self.seed, place) for place in places), *range(first, first + drawn)]
+        of_all = [*(shuffled(len(self.folder), self.seed, place) for place in places), *range(first, first + drawn)]
+        return of_all[self.rank :: self.ranks]
 
     def from_step(self, step: int, workers: int | None = None) -> Generator[list[Sample], None, None]:
         """Yield the batches of this step and of all that follow, the same whatever the number of workers.
@@ -71,7 +84,7 @@ class Batches:
         if workers is None:
             idle = self.drawn is None and all(sample.kept for sample in self.folder)
             most = WORKERS if self.drawn else 1  # to read needs no more, and each takes its memory
-            workers = 0 if idle else min(most, (os.cpu_count() or 1) // 2)
+            workers = 0 if idle else min(most, (os.cpu_count() or 1) // (2 * on_this_machine()))
         lost = 0
         while True:
             try:
