@@ -185,12 +185,8 @@ def _lead(settings: TrainSettings, recipe: Recipe) -> TrainOutcome:
         log_left_out(left_out or ())
         example = example_of(sources, split.test[0])
         held_out = HeldOutReadings.out_of_fold(settings, sources, split, run.info.experiment_id)
-        try:
-            with ranks.minded():
-                learned = learn(settings, sources, split, parent, example, recipe, held_out=held_out)
-        except RankError:
-            signals.heed()  # torchrun ends all where one has ended: the run has failed and is not killed
-            raise
+        with _together():
+            learned = learn(settings, sources, split, parent, example, recipe, held_out=held_out)
         evaluation = learned.evaluation
         name, version, message = register_sent(settings.name)
     of_all = evaluation.metrics_of_all() if evaluation.seen else {}
@@ -222,10 +218,28 @@ def _follow(recipe: Recipe) -> NoReturn:
             if stopped:
                 raise SystemExit(128 + stopped)
 
-    with signals.held():
+    with _together():
         for _ in train_epochs(state, batches, split.validation, schedule, steps):
             ranks.hand_over(batches.learned_from)
     raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Hold signals back, where there are several ranks: they stop after the same step, and none hears one alone.
+
+    Where one has ended, torchrun ends the others, but the run has failed and is not killed.
+    """
+    if ranks.count() == 1:
+        yield
+        return
+    with signals.held():
+        try:
+            with ranks.minded():
+                yield
+        except RankError:
+            signals.heed()
+            raise
 
 
 def refuse_other_data(settings: TrainSettings, split: Split) -> None:
@@ -588,10 +602,8 @@ def fit(
     ranks.from_first(state.state_dict())
     last: EpochResult | None = None
     stopped: BaseException | None = None
-    # Of several ranks all stop after the same step: none hears a signal alone.
-    together = signals.held() if ranks.count() > 1 else contextlib.nullcontext()
     try:
-        with together, _Bar(title, schedule, state.step) as bar:
+        with _Bar(title, schedule, state.step) as bar:
             steps = lambda steps: checkpoints.steps(bar.steps(steps))  # noqa: E731
             for last in train_epochs(state, batches, split.validation, schedule, steps, teacher):
                 assert state.standing
@@ -677,8 +689,7 @@ class _Checkpoints:
             with signals.held():
                 yield step
                 self._between = True
-            due = time.monotonic() - self._saved_at > self.seconds
-            stopped, due = ranks.highest(signals.held_back(), due)
+            stopped, due = ranks.highest(signals.held_back(), time.monotonic() - self._saved_at > self.seconds)
             if stopped or due:
                 ranks.hand_over(self.batches.learned_from)
             if stopped:

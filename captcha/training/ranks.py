@@ -17,6 +17,7 @@ from typing import Any, cast
 import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from captcha import CaptchaError
@@ -27,7 +28,9 @@ TIMEOUT = timedelta(minutes=10)
 SEEN_GONE = 5.0
 """Seconds until a rank that has ended is known to have: its connections close a little earlier."""
 
-_store: distributed.Store | None = None
+_store: Any = None
+"""Of torch.distributed: what the ranks tell each other beside their collectives."""
+
 _members: list[tuple[str, int]] = []
 """Host and process of each rank."""
 
@@ -71,7 +74,7 @@ def joined() -> Iterator[None]:
         if own >= torch.cuda.device_count():
             raise RankError(f"{torch.cuda.device_count()} GPUs are here: start no more processes than that")
         torch.cuda.set_device(own)
-    _store, number, world = next(distributed.rendezvous("env://", timeout=TIMEOUT))
+    _store, number, world = next(rendezvous("env://", timeout=TIMEOUT))
     distributed.init_process_group(backend, store=_store, rank=number, world_size=world, timeout=TIMEOUT)
     told = "ended before the others"
     try:
