@@ -72,13 +72,17 @@ def arguments_of(entry_point: str, folder: Path, **parameters: str) -> tuple[lis
     environment = inherited | {"PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=True)
     arguments, flags = json.loads(done.stdout)
+    if arguments[1] == "torch.distributed.run":
+        del arguments[:3]
     assert arguments[:2] == ["-m", "captcha"]
     return arguments[2:], flags
 
 
-def config_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **parameters: str) -> TrainSettings:
+def config_of(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, entry_point: str = "main", **parameters: str
+) -> TrainSettings:
     """Return the configuration that `mlflow run . -P …` asks to train."""
-    arguments, flags = arguments_of("main", folder, **parameters)
+    arguments, flags = arguments_of(entry_point, folder, **parameters)
     assert set(flags) == {"CAPTCHA_PRETRAINED", "CAPTCHA_ALLOW_OVERLAP", "CAPTCHA_REGISTER_BEST"}
     for name, value in flags.items():
         monkeypatch.setenv(name, value)
@@ -126,6 +130,15 @@ def test_a_command_has_the_names_and_written_defaults_of_its_parameters(command:
     }
 
 
+def test_train_distributed_has_those_of_main_and_the_number_of_processes() -> None:
+    assert defaults_of("train_distributed") == {"processes": "2", **defaults_of("main")}
+
+
+def test_train_distributed_lets_torchrun_start_so_many_processes(tmp_path: Path) -> None:
+    command = PROJECT.get_entry_point("train_distributed").compute_command({"processes": "3"}, str(tmp_path))
+    assert " python -m torch.distributed.run --nproc-per-node=3 -m captcha train --data=draw:kaptcha " in command
+
+
 def test_every_parameter_is_a_string_and_is_used() -> None:
     for entry_point in ENTRY_POINTS.values():
         parameters = entry_point["parameters"]
@@ -133,14 +146,22 @@ def test_every_parameter_is_a_string_and_is_used() -> None:
         assert set(re.findall(r"{(\w+)}", entry_point["command"])) == set(parameters)
 
 
-def test_main_alone_trains_with_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert config_of(monkeypatch, tmp_path) == TrainSettings()
+@pytest.mark.parametrize("entry_point", ["main", "train_distributed"])
+def test_main_alone_trains_with_the_defaults(entry_point: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert config_of(monkeypatch, tmp_path, entry_point) == TrainSettings()
 
 
 @pytest.mark.parametrize(  # two starts that exclude each other
-    "start", [{"pretrained": "true", "init": "none"}, {"pretrained": "false", "init": "models:/my model@champion"}]
+    ("entry_point", "start"),
+    [
+        ("main", {"pretrained": "true", "init": "none"}),
+        ("main", {"pretrained": "false", "init": "models:/my model@champion"}),
+        ("train_distributed", {"pretrained": "true", "init": "none"}),
+    ],
 )
-def test_main_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start: dict[str, str]) -> None:
+def test_main_passes_every_parameter_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, entry_point: str, start: dict[str, str]
+) -> None:
     folder = tmp_path / 'it\'s a $HOME; "folder" of ümläuts'
     folder.mkdir()
     wanted = {
@@ -168,7 +189,7 @@ def test_main_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "register_best": "true",
     }
     assert set(wanted) == set(TrainSettings.model_fields)
-    assert config_of(monkeypatch, tmp_path, **wanted) == TrainSettings.model_validate(wanted)
+    assert config_of(monkeypatch, tmp_path, entry_point, **wanted) == TrainSettings.model_validate(wanted)
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

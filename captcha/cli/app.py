@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 import shlex
 import subprocess
@@ -20,6 +21,9 @@ from captcha.cli.terminal import complain, show_messages
 from captcha.data.disk import full_disk
 from captcha.settings import project_root
 from captcha.tracking import signals
+
+TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""A variable that torchrun sets for each process that it starts."""
 
 app = typer.Typer(
     help="Train, track, register and serve recognisers of text CAPTCHAs (CRNN + CTC) with MLflow.",
@@ -61,11 +65,16 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="print the version and exit", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Take the options that stand before the command."""
+    if TORCHRUN in os.environ and context.invoked_subcommand != "train":
+        raise CaptchaError(
+            f"torchrun starts several processes, and {context.invoked_subcommand} takes one: leave it out"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -76,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     show_messages()
     signals.listen()
+    rank = int(os.environ.get("RANK", "0")) if TORCHRUN in os.environ else 0
+    if rank:  # rank 0 says what all do
+        logging.getLogger("captcha").setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     said = "This command tracks nothing."
     try:
@@ -86,14 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if (explanation := _explain(error, arguments)) is None:
             raise
-        said = complain(explanation)
+        said = complain(f"rank {rank}: {explanation}" if rank else explanation)
         code = getattr(error, "exit_code", 2)
     except SystemExit as error:
         code = error.code
     signals.heed()
     if code in signals.ENDED:
         said = complain(signals.ENDED[code])
-    if "MLFLOW_RUN_ID" in os.environ:  # MLflow removes it once a job has taken up the run
+    if "MLFLOW_RUN_ID" in os.environ and not rank:  # MLflow removes it once a job has taken up the run
         _tag_unused_run(arguments, said, "KILLED" if code in signals.ENDED else None)
     # Python's last collections would look through a million objects of MLflow's: a second in which nothing is done.
     gc.freeze()

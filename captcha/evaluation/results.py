@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Self
 
 from captcha.data.samples import Sample
 from captcha.evaluation.metrics import character_error_rate, exact_match, mcnemar, wilson_interval
@@ -24,6 +25,13 @@ class Evaluation:
     """The readings of images that were put apart, since the model's training saw them."""
     label_log_probabilities: Sequence[float] = ()
     """log P(label) of each sample, -inf where the model cannot spell it; () where they were not asked for."""
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], readings: Sequence[Reading], labels: Sequence[float]) -> Self:
+        """Return the readings of samples, with the log P(label) of each, from which the loss follows."""
+        finite = [-each for each in labels if math.isfinite(each)]
+        loss = sum(finite) / len(finite) if finite else math.nan
+        return cls(samples, readings, loss, label_log_probabilities=labels)
 
     @property
     def predictions(self) -> list[str]:
@@ -156,7 +164,4 @@ def evaluate(recognizer: Recognizer, samples: Sequence[Sample], constraints: Con
         targets = [vocabulary.encode(samples[members[n]].text) for n in spelled]
         for n, log_probability in zip(spelled, text_log_probability(log_probs[:, spelled], targets), strict=True):
             labels[members[n]] = float(log_probability)
-    finite = [-each for each in labels if math.isfinite(each)]
-    loss = sum(finite) / len(finite) if finite else math.nan
-    in_order = [readings[i] for i in range(len(samples))]
-    return Evaluation(samples, in_order, loss, label_log_probabilities=labels)
+    return Evaluation.of(samples, [readings[i] for i in range(len(samples))], labels)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from tqdm import tqdm
@@ -32,7 +32,7 @@ from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import NONE, AdaptSettings, TrainSettings, project_root
 from captcha.tracking import signals
 from captcha.tracking.descriptions import COLOUR, colour, run_name
-from captcha.tracking.entries import log_figure, log_json, log_metrics
+from captcha.tracking.entries import log_figure, log_json, log_metrics, log_tags
 from captcha.tracking.models import OWN, Parent, load_parent, log_model, log_seen, log_weights
 from captcha.tracking.outbox import is_outage
 from captcha.tracking.records import (
@@ -52,6 +52,7 @@ from captcha.tracking.records import (
 from captcha.tracking.registry import register
 from captcha.tracking.runs import active_folder, active_outbox, active_run_id, connect, tracked_run, unsent
 from captcha.tracking.unfinished import Asked, Parts, Unfinished, refuse_changes, taken_up
+from captcha.training import ranks
 from captcha.training import recipe as recipes
 from captcha.training.augmentation import augmented
 from captcha.training.batches import Batches
@@ -67,9 +68,10 @@ from captcha.training.loop import (
     train_epochs,
 )
 from captcha.training.model import Crnn
+from captcha.training.ranks import RankError
 from captcha.training.recipe import Recipe
 from captcha.training.schedule import Schedule
-from captcha.training.snapshot import load_snapshot, save_snapshot
+from captcha.training.snapshot import Snapshot, load_snapshot, save_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -150,13 +152,28 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
         CheckpointError: the model to start from is of another kind, or damaged.
         SeenError: the training of the model to start from saw test images, which the settings do not allow.
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
+        RankError: one of several processes has other code, settings or data, or has ended.
+        SystemExit: on all ranks but 0, once trained; rank 0 alone has an outcome.
     """
+    with ranks.joined():
+        if ranks.count() > 1:
+            said = {"settings": settings.model_dump_json(), "recipe": recipe.model_dump_json()}
+            ranks.refuse_others({"code": code_digest(), **said})
+        if ranks.rank():
+            _follow(recipe)
+        return _lead(settings, recipe)
+
+
+def _lead(settings: TrainSettings, recipe: Recipe) -> TrainOutcome:
+    """Train as the only process, or as rank 0 of several."""
     settings, unfinished = taken_up(settings, "train")
+    ranks.from_first(settings.model_dump())
     sources = parse_sources(settings)
     connect(writing=True)  # a store that does not answer is told before images are read
     parent = parent_of(settings, unfinished)
     left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
     split = split_of(settings, sources, left_out)
+    refuse_other_data(settings, split)
     if parent:
         split = with_unseen_test(split, parent[0], settings.allow_overlap, "test on other images with --test-data")
     facts = facts_of(sources, split.digest, parent, recipe)
@@ -169,12 +186,85 @@ def train(settings: TrainSettings, recipe: Recipe = recipes.DEFAULT) -> TrainOut
         log_left_out(left_out or ())
         example = example_of(sources, split.test[0])
         held_out = HeldOutReadings.out_of_fold(settings, sources, split, run.info.experiment_id)
-        learned = learn(settings, sources, split, parent, example, recipe, held_out=held_out)
+        with _together():
+            learned = learn(settings, sources, split, parent, example, recipe, held_out=held_out)
         evaluation = learned.evaluation
         name, version, message = register_sent(settings.name)
     of_all = evaluation.metrics_of_all() if evaluation.seen else {}
     path = str(example.absolute())
     return TrainOutcome(run.info.run_id, evaluation.metrics(), name, version, message, path, of_all)
+
+
+def _follow(recipe: Recipe) -> NoReturn:
+    """Train as another rank than 0: track and write nothing, and end this process with the training."""
+    settings = TrainSettings(**ranks.from_first(None))
+    sources = parse_sources(settings)
+    split = split_of(settings, sources, [] if settings.problems == "leave-out" else None)
+    refuse_other_data(settings, split)
+    vocabulary = vocabulary_of(settings, sources, split)
+    model = new_model(settings.model_copy(update={"pretrained": False}), vocabulary, recipe)  # rank 0 gives its weights
+    schedule = schedule_of(
+        split, settings.epochs, settings.batch_size, settings.learning_rate, settings.patience, recipe
+    )
+    batches = batches_of(sources, split, settings.batch_size, settings.seed, settings.height, vocabulary)
+    state = new_state(model, recipe)
+    Snapshot(ranks.from_first(None), batches.learned_from, {}).restore(state)
+
+    def steps(steps: Iterable[int]) -> Iterator[int]:
+        for step in steps:
+            yield step
+            stopped, saved = ranks.highest(signals.held_back(), 0)
+            if stopped or saved:
+                ranks.hand_over(batches.learned_from)
+            if stopped:
+                raise SystemExit(128 + stopped)
+
+    with _together():
+        for _ in train_epochs(state, batches, split.validation, schedule, steps):
+            ranks.hand_over(batches.learned_from)
+    raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Hold signals back, where there are several ranks: they stop after the same step, and none hears one alone.
+
+    Where one has ended, torchrun ends the others, but the run has failed and is not killed.
+    """
+    if ranks.count() == 1:
+        yield
+        return
+    with signals.held():
+        try:
+            with ranks.minded():
+                yield
+        except RankError:
+            signals.heed()
+            raise
+
+
+def refuse_other_data(settings: TrainSettings, split: Split) -> None:
+    """Refuse to train where the ranks have other images, or too few for each to have one of every step.
+
+    Raises:
+        RankError, SystemExit: as `ranks.refuse_others`.
+    """
+    ranks.refuse_others({"images": split.digest})
+    if settings.batch_size < ranks.count():
+        raise RankError(
+            f"--batch-size {settings.batch_size} is the images of a step over all {ranks.count()} processes: give one "
+            "to each at least"
+        )
+
+
+def code_digest() -> str:
+    """Return the sha256 of this package's files, and of the version of PyTorch."""
+    package = Path(__file__).parent.parent
+    files = sorted(file for file in package.rglob("*") if file.suffix in (".py", ".toml"))
+    whole = hashlib.sha256(torch.__version__.encode())
+    for file in files:
+        whole.update(f"\n{file.relative_to(package).as_posix()}\n".encode() + file.read_bytes())
+    return whole.hexdigest()
 
 
 def facts_of(
@@ -315,6 +405,12 @@ def learn(
         *(settings.backbone, choose_device(), len(split.train), len(split.validation), len(split.test)),
         len(vocabulary.characters),
     )
+    log_tags({"processes": ranks.count()}, numbered=False)  # a training may be gone on with by more or fewer
+    if ranks.count() > 1:
+        logger.info(
+            "%d processes share each step's %d images: %.4g for each",
+            *(ranks.count(), settings.batch_size, settings.batch_size / ranks.count()),
+        )
     model = new_model(settings, vocabulary, recipe)
     if parent:
         log_parent(*parent, vocabulary)
@@ -440,8 +536,13 @@ def batches_of(sources: Sources, split: Split, size: int, seed: int, height: int
     """
     drawn = sources.drawn_samples(height, seed, split, vocabulary)
     if isinstance(sources.data, Drawn):
-        return Batches([], drawn, size, seed, first_drawn=DRAWN_IMAGES)
-    return Batches(split.train, drawn, size, seed)
+        return Batches([], drawn, size, seed, DRAWN_IMAGES, ranks.rank(), ranks.count())
+    return Batches(split.train, drawn, size, seed, rank=ranks.rank(), ranks=ranks.count())
+
+
+def new_state(model: Crnn, recipe: Recipe) -> TrainingState:
+    """Return the state of a training that has not begun, on the device of the training."""
+    return TrainingState(model.to(choose_device()).to(memory_format=torch.channels_last), recipe)
 
 
 @dataclass(frozen=True)
@@ -493,13 +594,14 @@ def fit(
     log_facts({"parameters": sum(p.numel() for p in model.parameters())})
     if teacher:
         teacher = teacher.to(choose_device()).to(memory_format=torch.channels_last).eval()
-    state = TrainingState(model.to(choose_device()).to(memory_format=torch.channels_last), schedule.recipe)
+    state = new_state(model, schedule.recipe)
     checkpoints = _Checkpoints(state, batches, control.checkpoint_minutes)
     history, resumed = checkpoints.history, bool(checkpoints.history)
     if resumed:
         logger.info("going on after step %d, epoch %d", state.step, len(history) - 1)
         if control.register_best and state.kept_epoch:
             checkpoints.end_here()
+    ranks.from_first(state.state_dict())
     last: EpochResult | None = None
     stopped: BaseException | None = None
     try:
@@ -546,7 +648,7 @@ class _Checkpoints:
         self.state, self.batches, self.seconds = state, batches, 60 * minutes
         self.folder, self.outbox = active_folder(), active_outbox()
         self.history: list[dict[str, float]] = []
-        self._between = True
+        self._between, self._agreed = True, ranks.count() == 1
         if saved := load_snapshot(self.folder):
             saved.restore(state)
             batches.learned_from[:] = saved.learned_from
@@ -555,9 +657,9 @@ class _Checkpoints:
         self._saved_at = time.monotonic()
 
     def is_whole(self) -> bool:
-        """Whether the state is between two steps, and every epoch in it is in the history and logged."""
+        """Whether the state is between two steps of all ranks, and every epoch in it is in the history and logged."""
         epoch = self.state.standing.epoch if self.state.standing else -1
-        return self._between and epoch == len(self.history) - 1
+        return self._between and self._agreed and epoch == len(self.history) - 1
 
     def save(self) -> None:
         """Write the state, which must be whole; before the first evaluation there is nothing to keep."""
@@ -578,6 +680,7 @@ class _Checkpoints:
         self._between = False
         with signals.held():
             yield
+            ranks.hand_over(self.batches.learned_from)
             self.save()
             self._between = True
 
@@ -588,7 +691,13 @@ class _Checkpoints:
             with signals.held():
                 yield step
                 self._between = True
-            if time.monotonic() - self._saved_at > self.seconds:
+            stopped, due = ranks.highest(signals.held_back(), time.monotonic() - self._saved_at > self.seconds)
+            if stopped or due:
+                ranks.hand_over(self.batches.learned_from)
+            if stopped:
+                self._agreed = True
+                raise SystemExit(128 + stopped)
+            if due:
                 self.save()
 
 

@@ -21,7 +21,8 @@ HELD = 20.0
 """Seconds that a step of a training may hold a signal back."""
 
 _received: int | None = None
-_holding = _heeded = False
+_holding = 0
+_heeded = False
 
 
 def listen() -> None:
@@ -47,16 +48,21 @@ def heed() -> None:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Hold signals back while a step is half done; then raise one that has come."""
+    """Hold signals back while a step is half done; then raise one that has come, unless another `held` is around."""
     global _holding
-    _holding = True
+    _holding += 1
     try:
         yield
     finally:
-        _holding = False
-    if _received is not None and not _heeded:
+        _holding -= 1
+    if _received is not None and not _heeded and not _holding:
         _remind_in(AGAIN)
         raise SystemExit(128 + _received)
+
+
+def held_back() -> int:
+    """Return the number of a signal that is held back, 0 where there is none."""
+    return _received or 0
 
 
 def _end(number: int, frame: FrameType | None) -> None:

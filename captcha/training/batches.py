@@ -1,4 +1,7 @@
-"""Which samples step k learns from: shuffled, drawn, or half of each. It follows from the seed and k alone."""
+"""Which samples step k learns from: shuffled, drawn, or half of each. It follows from the seed and k alone.
+
+Where several ranks share a step's samples, rank r of n has every n-th of them, from the r-th on.
+"""
 
 import functools
 import itertools
@@ -22,6 +25,7 @@ from captcha import CaptchaError
 from captcha.data.samples import Sample, Table
 from captcha.data.seen import pixel_key
 from captcha.data.sources import DrawnSamples
+from captcha.training.ranks import on_this_machine
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +49,12 @@ class Batches:
     folder: Sequence[Sample]
     drawn: DrawnSamples | None
     size: int
+    """Of a step's samples, over all ranks."""
     seed: int
     first_drawn: int = 0
     """Number of the first drawn sample to learn from."""
+    rank: int = 0
+    ranks: int = 1
     learned_from: "array[int]" = field(default_factory=lambda: array("Q"), compare=False, repr=False)
     """The `pixel_key` of every sample yielded so far; of a folder's, when it came for the first time."""
 
@@ -56,13 +63,26 @@ class Batches:
         """How many samples of a batch, its first ones, are the folder's."""
         return self.size - (0 if self.drawn is None else self.size // 2 if self.folder else self.size)
 
+    @property
+    def weight(self) -> float:
+        """This rank's share of a step's samples, times the number of ranks: 1 where all have as many."""
+        return len(range(self.rank, self.size, self.ranks)) * self.ranks / self.size
+
     def numbers(self, step: int) -> list[int]:
-        """Return the numbers of a step's samples; those of drawn ones follow the folder's last."""
+        """Return the numbers of this rank's samples of a step; those of drawn ones follow the folder's last."""
         real = self._of_folder
         drawn = self.size - real
         places = range(step * real, (step + 1) * real)
         first = len(self.folder) + self.first_drawn + step * drawn
-        return [*(shuffled(len(self.folder), self.seed, place) for place in places), *range(first, first + drawn)]
+        of_all = [*(shuffled(len(self.folder), self.seed, place) for place in places), *range(first, first + drawn)]
+        return of_all[self.rank :: self.ranks]
+
+    def _seen_first(self, step: int, samples: Sequence[Sample]) -> Iterator[str]:
+        """Yield the digests of this rank's samples of a step, but of a folder's that has come before."""
+        new = len(self.folder) - step * self._of_folder
+        for place, sample in zip(range(self.rank, self.size, self.ranks), samples, strict=True):
+            if place < new or place >= self._of_folder:
+                yield sample.digest
 
     def from_step(self, step: int, workers: int | None = None) -> Generator[list[Sample], None, None]:
         """Yield the batches of this step and of all that follow, the same whatever the number of workers.
@@ -76,7 +96,7 @@ class Batches:
         if workers is None:
             idle = self.drawn is None and all(sample.kept for sample in self.folder)
             most = WORKERS if self.drawn else 1  # to read needs no more, and each takes its memory
-            workers = 0 if idle else min(most, (os.cpu_count() or 1) // 2)
+            workers = 0 if idle else min(most, (os.cpu_count() or 1) // (2 * on_this_machine()))
         lost = 0
         while True:
             try:
@@ -84,9 +104,7 @@ class Batches:
                     if wrong := [item for item in batch if isinstance(item, CaptchaError)]:
                         raise wrong[0]
                     samples = [self.folder[item] if isinstance(item, int) else item for item in batch]
-                    new = max(0, len(self.folder) - step * self._of_folder)
-                    first_seen = samples[:new] + samples[max(new, self._of_folder) :]
-                    self.learned_from.extend(pixel_key(sample.digest) for sample in first_seen)
+                    self.learned_from.extend(map(pixel_key, self._seen_first(step, samples)))
                     step += 1
                     yield samples
             except RuntimeError as error:

@@ -18,6 +18,8 @@ from captcha import CaptchaError
 from captcha.data.samples import Sample
 from captcha.evaluation.results import Evaluation, evaluate
 from captcha.reading.images import stack
+from captcha.reading.recognizer import Recognizer
+from captcha.training import ranks
 from captcha.training.augmentation import augment
 from captcha.training.batches import Batches
 from captcha.training.checkpoint import Checkpoint
@@ -82,6 +84,8 @@ class TrainingState:
 
     def __init__(self, model: Crnn, recipe: Recipe) -> None:
         self.model = model
+        self.forward = ranks.sharing(model)
+        """The model's forward pass; learn through this one."""
         average = functools.partial(_move_average, recipe.average_decay)
         self.averaging = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         if self.average.gru is not None:
@@ -165,7 +169,7 @@ def train_epochs(
     """
     recognizer = torch_recognizer(state.average)
     if state.standing is None:
-        evaluation = evaluate(recognizer, validation)
+        evaluation = evaluate_together(recognizer, validation)
         state.standing = Standing(0, schedule.epochs, evaluation.exact_match, evaluation.loss)
         state.keep(0)
         yield EpochResult(0, state.average, evaluation, True, None, schedule.learning_rate, 0.0, 0.0)
@@ -176,14 +180,14 @@ def train_epochs(
             rate = schedule.rate(steps.stop - 1, state.standing.last_epoch)
             started = time.perf_counter()
             for _ in progress(steps):
-                train_step(state, next(row), batches.seed, schedule, teacher)
+                train_step(state, next(row), batches.seed, schedule, teacher, batches.weight)
                 if not math.isfinite(state.losses[-1]):
                     raise TrainingError(
                         f"the loss became {state.losses[-1]} in epoch {epoch}: train again with a lower learning rate "
                         f"than {schedule.learning_rate:g}"
                     )
             seconds = time.perf_counter() - started
-            evaluation = evaluate(recognizer, validation)
+            evaluation = evaluate_together(recognizer, validation)
             kept = schedule.keeps(evaluation.exact_match, state.standing.highest_match, len(validation))
             if kept:
                 state.keep(epoch)
@@ -193,14 +197,31 @@ def train_epochs(
             yield EpochResult(epoch, state.average, evaluation, kept, loss, rate, speed, seconds)
 
 
+def evaluate_together(recognizer: Recognizer, samples: Sequence[Sample]) -> Evaluation:
+    """Return what is read of the samples; of several ranks each reads a part, and all get the whole."""
+    own = evaluate(recognizer, samples[ranks.rank() :: ranks.count()])
+    readings, labels = zip(*ranks.gathered((own.readings, own.label_log_probabilities)), strict=True)
+    return Evaluation.of(samples, ranks.in_turn(readings), ranks.in_turn(labels))
+
+
 def train_step(
-    state: TrainingState, samples: Sequence[Sample], seed: int, schedule: Schedule, teacher: Crnn | None = None
+    state: TrainingState,
+    samples: Sequence[Sample],
+    seed: int,
+    schedule: Schedule,
+    teacher: Crnn | None = None,
+    weight: float = 1.0,
 ) -> None:
-    """Learn from one batch; the augmentation and the dropout follow from the seed and the step."""
+    """Learn from one batch; the augmentation and the dropout follow from the seed, the step and the rank.
+
+    Of several ranks each learns from its part, so that all take the step of the whole batch: the loss of each counts
+    by `weight`, as in `Batches`, and the gradients and the batch norms' running statistics are the ranks' mean.
+    """
     assert state.standing
     device = next(state.model.parameters()).device
     augmentation_rng = Generator(device)
-    for_augmentation, for_dropout = np.random.SeedSequence([seed, state.step]).generate_state(2, np.uint64).tolist()
+    seeds = np.random.SeedSequence([seed, state.step, ranks.rank()])  # NumPy takes [seed, step] for [seed, step, 0]
+    for_augmentation, for_dropout = seeds.generate_state(2, np.uint64).tolist()
     augmentation_rng.manual_seed(for_augmentation)
     torch.manual_seed(for_dropout)
 
@@ -210,20 +231,22 @@ def train_step(
     images = augment(images, strength, augmentation_rng, schedule.recipe.augmentation)
     targets = [state.model.vocabulary.encode(sample.text) for sample in samples]
     with torch.autocast(device.type, torch.bfloat16, enabled=_has_bfloat16(device)):
-        log_probs = state.model(images.contiguous(memory_format=torch.channels_last))
+        log_probs = state.forward(images.contiguous(memory_format=torch.channels_last))
     loss = ctc_loss(log_probs, targets)
     if teacher:
         with torch.no_grad():
             taught = teacher(images)
         loss = loss + distillation_loss(log_probs, taught)
+    loss = weight * loss
     for group in state.optimizer.param_groups:
         group["lr"] = schedule.rate(state.step, state.standing.last_epoch)
     state.optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(state.model.parameters(), schedule.recipe.gradient_norm)
     state.optimizer.step()
+    ranks.average([buffer for buffer in state.model.buffers() if buffer.is_floating_point()])
     state.averaging.update_parameters(state.model)
-    state.losses.append(loss.item())
+    state.losses.append(ranks.mean(loss.item()))
     state.step += 1
 
 

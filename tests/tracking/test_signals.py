@@ -91,6 +91,18 @@ for step in range(100):
     assert (code, said) == (143, "done\n")
 
 
+def test_a_signal_waits_for_the_outermost_end_and_is_known_meanwhile(ended_by: Callable[..., Ended]) -> None:
+    program = """
+with signals.held():
+    with signals.held():
+        print("ready")
+        time.sleep(0.3)
+    print("within", signals.held_back())
+print("never")
+"""
+    assert ended_by(program, signal.SIGTERM) == (143, "within 15\n")
+
+
 def test_after_listening_anew_the_next_signal_ends_the_process(ended_by: Callable[..., Ended]) -> None:
     program = """
 try:

@@ -167,3 +167,7 @@ def test_an_image_of_a_folder_is_noted_once_however_often_it_comes(drawn: DrawnS
     batches = Batches(known, drawn, 4, seed=0)
     yielded = [sample.digest for batch in islice(batches.from_step(0, workers=0), 9) for sample in batch]
     assert sorted(batches.learned_from) == sorted(map(pixel_key, set(yielded)))
+    ranks = [Batches(known, drawn, 4, seed=0, rank=rank, ranks=2) for rank in (0, 1)]
+    shared = [sample.digest for each in ranks for batch in islice(each.from_step(0, workers=0), 9) for sample in batch]
+    assert sorted(shared) == sorted(yielded)
+    assert sorted([*ranks[0].learned_from, *ranks[1].learned_from]) == sorted(batches.learned_from)
