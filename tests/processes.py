@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -123,3 +124,11 @@ def fetch(url: str, content: object = None, **query: str) -> bytes:
     question.add_header("Content-Type", "application/json")
     with urllib.request.urlopen(question, timeout=60) as answer:
         return bytes(answer.read())
+
+
+def copy_project(folder: Path) -> Path:
+    """Copy to the folder what `mlflow run` needs of this project."""
+    shutil.copytree(ROOT / "captcha", folder / "captcha")
+    for file in ("MLproject", "conda.yaml"):
+        shutil.copy(ROOT / file, folder)
+    return folder

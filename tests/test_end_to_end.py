@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,7 +26,20 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from tests.processes import BIN, CAPTCHA, MLFLOW, PATIENCE, ROOT, call, environment, fetch, served, started, until
+from tests.processes import (
+    BIN,
+    CAPTCHA,
+    MLFLOW,
+    PATIENCE,
+    ROOT,
+    call,
+    copy_project,
+    environment,
+    fetch,
+    served,
+    started,
+    until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -35,14 +47,6 @@ pytestmark = pytest.mark.slow
 TINY = {"backbone": "compact", "height": "32", "batch_size": "8", "learning_rate": "0.003"}
 PARAMETERS = [word for key, value in TINY.items() for word in ("-P", f"{key}={value}")]
 OPTIONS = [f"--{key.replace('_', '-')}={value}" for key, value in TINY.items()]
-
-
-def copy_project(folder: Path) -> Path:
-    """Copy to the folder what `mlflow run` needs of this project."""
-    shutil.copytree(ROOT / "captcha", folder / "captcha")
-    for file in ("MLproject", "conda.yaml"):
-        shutil.copy(ROOT / file, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
