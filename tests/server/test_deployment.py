@@ -2,10 +2,12 @@
 
 import http.client
 import json
+import multiprocessing
 import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -15,8 +17,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import click
 import mlflow.cli
 import pytest
 import typer
@@ -36,12 +38,12 @@ SERVICES: dict[str, Any] = yaml.safe_load(COMPOSE)["services"]
 # The files
 
 
-def options_of(command: click.Command) -> set[str]:
+def options_of(command: Any) -> set[str]:
     return {option for parameter in command.params for option in parameter.opts}
 
 
 def test_every_option_of_the_composed_servers_is_one_that_the_command_has() -> None:
-    serve = typer.main.get_group(app).commands["serve"]  # type: ignore[attr-defined]
+    serve = typer.main.get_group(app).commands["serve"]
     for service, words, command in (
         ("mlflow", ["mlflow", "server"], mlflow.cli.server),
         ("model", ["captcha", "serve"], serve),
@@ -261,13 +263,20 @@ def test_the_dockerfile_of_a_registered_model_starts_nginx_before_one_worker_a_c
 
     begun: list[Any] = []
     monkeypatch.setattr(container, "MODEL_PATH", str(tmp_path / copied))
-    monkeypatch.setattr(container, "Popen", lambda command, **_: begun.append(command) or subprocess.Popen(["true"]))
+
+    def begin(command: list[str], **_: object) -> mock.Mock:
+        begun.append(command)
+        return mock.Mock()
+
+    monkeypatch.setattr(container, "Popen", begin)
     monkeypatch.setattr(container, "check_call", lambda _: None)
     monkeypatch.setattr(container, "_sigterm_handler", lambda _: None)
     monkeypatch.setattr(container, "_await_subprocess_exit_any", lambda procs: [])
-    monkeypatch.setattr(container.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert "ENV MLFLOW_DISABLE_ENV_CREATION=True" in lines
+    monkeypatch.setenv("MLFLOW_DISABLE_ENV_CREATION", "True")
     monkeypatch.delenv("MLFLOW_MODELS_WORKERS", raising=False)
-    monkeypatch.setattr(container.multiprocessing, "cpu_count", lambda: 7)
+    monkeypatch.setattr(multiprocessing, "cpu_count", lambda: 7)
     container._serve("local")
     (_, _, conf), server = begun
     assert "--workers 7 " in server[-1]
