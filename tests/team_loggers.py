@@ -13,31 +13,35 @@ import time
 
 
 def main(processes: int, steps: int) -> None:
-    """Fork the processes once everything is imported, let them begin together, and wait for all."""
-    from captcha.tracking import entries, outbox, runs  # noqa: F401
+    """Fork the processes once everything is imported; each begins its run, and when all have, they log at once."""
+    from captcha.tracking import entries, runs  # noqa: F401
 
     gc.freeze()
-    read, write = os.pipe()
+    waiting, all_there = os.pipe()
     children = []
     for number in range(processes):
+        begun, tell = os.pipe()
         if (child := os.fork()) == 0:
-            os.close(write)
-            os.read(read, 1)  # ends when the parent closes its end
-            _log(number, steps)
-            sys.stdout.flush()
+            os.close(all_there)
+            _log(number, steps, tell, waiting)
             os._exit(0)
+        os.close(tell)
+        os.read(begun, 1)  # which gives nothing where the process has failed
+        os.close(begun)
         children.append(child)
-    os.close(write)
+    os.close(all_there)
     if any(os.waitpid(child, 0)[1] for child in children):
         sys.exit("a process has failed")
 
 
-def _log(number: int, steps: int) -> None:
+def _log(number: int, steps: int, tell: int, waiting: int) -> None:
     from captcha.tracking.entries import log_metrics
     from captcha.tracking.runs import tracked_run
 
     seconds = []
     with tracked_run(f"logger {number}") as run:
+        os.write(tell, b".")
+        os.read(waiting, 1)  # until the parent closes its end
         for step in range(steps):
             begun = time.perf_counter()
             log_metrics({"train/loss": value(number, step), "val/exact_match": step / steps}, step)
