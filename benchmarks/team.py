@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=10, help="for each number of writers in each round")
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args(arguments)
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    os.environ |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         image, recognizer = Path(temporary, "image.png"), Path(temporary, "recognizer")
         _draw(image)
