@@ -5,18 +5,14 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import sysconfig
 import time
-import urllib.parse
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,120 +26,27 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-pytestmark = pytest.mark.slow
+from tests.processes import (
+    BIN,
+    CAPTCHA,
+    MLFLOW,
+    PATIENCE,
+    ROOT,
+    call,
+    copy_project,
+    environment,
+    fetch,
+    served,
+    started,
+    until,
+)
 
-ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
-MLFLOW = BIN / "mlflow"
-PATIENCE = 600  # seconds for anything to happen, on a machine that does much else
-CAPTCHA = (sys.executable, "-m", "captcha")
+pytestmark = pytest.mark.slow
 
 # The least that learns to read the two large digits of the images below: seconds an epoch.
 TINY = {"backbone": "compact", "height": "32", "batch_size": "8", "learning_rate": "0.003"}
 PARAMETERS = [word for key, value in TINY.items() for word in ("-P", f"{key}={value}")]
 OPTIONS = [f"--{key.replace('_', '-')}={value}" for key, value in TINY.items()]
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """This process's environment without what it knows of MLflow, the tools of this Python first on PATH."""
-    foreign = ("MLFLOW_", "CAPTCHA_", "PYTEST_", "CONDA_", "UV_", "VIRTUAL_ENV")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
-    kept["MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"] = "1"  # a training of seconds ends before MLflow's ten are over
-    return kept | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | extra
-
-
-def call(*command: str | Path, cwd: Path, **variables: str) -> str:
-    """Return what a command prints on standard output; it must succeed."""
-    done = subprocess.run(
-        command, cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def until(what: Callable[[], Any], log: Path, process: "subprocess.Popen[bytes] | None" = None) -> Any:
-    """Return the first true thing that `what` gives, as long as the process lives."""
-    deadline = time.monotonic() + PATIENCE
-    while not (found := what()):
-        assert process is None or process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
-    return found
-
-
-@contextmanager
-def started(log: Path, *command: str | Path, cwd: Path, **variables: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start a command in a process group of its own, and leave nothing of the group behind."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=environment(**variables),
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            preexec_fn=_heed_signals,
-        )
-    try:
-        yield process
-    finally:
-        for sent in (signal.SIGTERM, signal.SIGKILL):
-            members = [each for each in psutil.process_iter() if _group(each) == process.pid]
-            for member in members:
-                member.send_signal(sent)
-            psutil.wait_procs(members, timeout=5)
-        process.wait()
-
-
-def _heed_signals() -> None:
-    """Undo what nohup, or a shell that runs the tests in the background, hands down."""
-    for number in (signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-
-
-def _group(process: psutil.Process) -> int | None:
-    try:
-        return os.getpgid(process.pid)
-    except ProcessLookupError:
-        return None
-
-
-@contextmanager
-def served(log: Path, health: str, *command: str | Path, cwd: Path, **variables: str) -> Iterator[str]:
-    """Start a server on a free port, and give its address once it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        try:
-            with urllib.request.urlopen(f"{address}/{health}", timeout=5):
-                return True
-        except OSError:
-            return False
-
-    variables["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # a dozen processes that nothing here needs
-    with started(log, *command, "--port", str(port), cwd=cwd, **variables) as process:
-        until(answers, log, process)
-        yield address
-
-
-def fetch(url: str, content: object = None, **query: str) -> bytes:
-    """Return the body of the answer to a GET, or to a POST of the content as JSON."""
-    body = None if content is None else json.dumps(content).encode()
-    question = urllib.request.Request(f"{url}?{urllib.parse.urlencode(query)}" if query else url, body)
-    question.add_header("Content-Type", "application/json")
-    with urllib.request.urlopen(question, timeout=60) as answer:
-        return bytes(answer.read())
-
-
-def copy_project(folder: Path) -> Path:
-    """Copy to the folder what `mlflow run` needs of this project."""
-    shutil.copytree(ROOT / "captcha", folder / "captcha")
-    for file in ("MLproject", "conda.yaml"):
-        shutil.copy(ROOT / file, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,8 @@ def _check_server(uri: str) -> None:
         )
     except Exception as error:  # MLflow makes one of its own of whatever requests raises
         raise StoreError(f"{where} cannot be reached ({_network_fault(error)}): start it, {ANOTHER}") from None
+    if answer.status_code == 403 and "Invalid Host header" in answer.text:  # MLflow's words
+        raise StoreError(f"{where} does not answer to this name: add it to the server's --allowed-hosts, {ANOTHER}")
     if answer.status_code in (401, 403):
         raise StoreError(
             f"{where} answers {answer.status_code} {answer.reason}: set MLFLOW_TRACKING_USERNAME and "

@@ -23,29 +23,13 @@ from typing import Any
 import mlflow
 import pytest
 
-from captcha.tracking.models import log_model, own_model_id
-from captcha.tracking.runs import tracked_run
-from tests.server.stripes import encoded, png, save_stripes
+from tests.server.stripes import encoded, png
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["abc", "cab", "b", "", "aabbcc"]
 KEYS = ["the-first-key-of-the-test", "another-key-of-the-test"]
-
-
-@pytest.fixture(scope="module")
-def store(tracking: Path) -> Path:
-    """A folder with a registry that has two versions of one model; version 1 is the champion."""
-    client = mlflow.MlflowClient()
-    client.create_registered_model("m")
-    for _ in range(2):
-        with tracked_run("a training") as run:
-            log_model(save_stripes(tracking / "recognizer"), png("abc"), 0)
-        model_id = own_model_id(run.info.run_id)
-        client.create_model_version("m", f"models:/{model_id}", run_id=run.info.run_id, model_id=model_id)
-    promote(1)
-    return tracking
 
 
 def promote(version: int) -> None:

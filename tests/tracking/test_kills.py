@@ -1,20 +1,17 @@
 """Real kills at every write of a registration, a promotion and a rollback, on SQLite and on PostgreSQL."""
 
-import os
-import pwd
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import pytest
 
 from captcha.tracking.champion import HISTORY_TAG, Move
 from captcha.tracking.registry import REGISTRATION_TAG
+from tests.postgresql import new_postgresql
 from tests.tracking.kill import Done, Killer
 
 Trained = Callable[..., str]
@@ -42,44 +39,6 @@ class SQLite:
         for beside in self.file.parent.glob(f"{self.file.name}-*"):  # what a process that was killed has left
             beside.unlink()
         shutil.copy(self.file.with_name(name), self.file)
-
-
-class PostgreSQL:
-    """A server of its own, on a socket in a folder that it owns."""
-
-    def __init__(self, folder: Path, programs: Path, user: list[str]) -> None:
-        self.folder, self.programs, self.user = folder, programs, user
-        self.uri = f"postgresql+psycopg2://postgres@/mlflow?host={folder}"
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        data = f"--pgdata={self.folder}/data"
-        options = f"-k {self.folder} -c listen_addresses= -c fsync=off"
-        self._call("initdb", data, "--auth=trust", "--username=postgres", "--no-sync")
-        self._call("pg_ctl", "start", "--wait", data, f"--log={self.folder}/log", f"--options={options}")
-        try:
-            self._call("createdb", *self._named, "mlflow")
-            yield
-        finally:
-            self._call("pg_ctl", "stop", "--wait", data, "--mode=immediate")
-
-    def save(self, name: str) -> None:
-        self._copy("mlflow", name)
-
-    def restore(self, name: str) -> None:
-        self._copy(name, "mlflow")
-
-    def _copy(self, source: str, name: str) -> None:
-        self._call("dropdb", *self._named, "--if-exists", "--force", name)
-        self._call("createdb", *self._named, f"--template={source}", name)
-
-    @property
-    def _named(self) -> list[str]:
-        return [f"--host={self.folder}", "--username=postgres"]
-
-    def _call(self, program: str, *arguments: str) -> None:
-        command = [*self.user, str(self.programs / program), *arguments]
-        subprocess.run(command, cwd=self.folder, check=True, stdout=subprocess.DEVNULL)
 
 
 MATCHES = ("0.9", "0.95", "0.8", "0.05")
@@ -140,20 +99,8 @@ def sqlite(tracking: Path, trained_run: Trained) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def postgresql(tracking: Path, trained_run: Trained) -> Iterator[Place]:
-    programs = [Path(shutil.which("initdb") or "").resolve(), *Path("/usr/lib/postgresql").glob("*/bin/initdb")]
-    found = [program.parent for program in programs if program.name == "initdb"]
-    if not found:
-        pytest.skip("there is no initdb, on PATH or in /usr/lib/postgresql: install PostgreSQL")
-    with TemporaryDirectory(prefix="captcha-postgresql-") as folder:
-        user = []
-        if os.getuid() == 0:  # which PostgreSQL refuses
-            if "postgres" not in [entry.pw_name for entry in pwd.getpwall()]:
-                pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-            shutil.chown(folder, "postgres")
-            user = ["runuser", "--user=postgres", "--"]
-        store = PostgreSQL(Path(folder), found[0], user)
-        with store.running(), place_in(store, trained_run) as place:
-            yield place
+    with new_postgresql() as store, place_in(store, trained_run) as place:
+        yield place
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

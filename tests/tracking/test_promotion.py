@@ -3,7 +3,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from captcha.tracking.promotion import COUNTS_TAG, DECISION_TAG, Counts, Rule, p
 from captcha.tracking.registry import REGISTRATION_TAG, register
 from captcha.tracking.runs import RegistryError
 from captcha.tracking.trial import Tried
+from tests.team_server import team_server
 from tests.tracking.standin import IMAGES, try_stand_in
 
 Trained = Callable[..., str]
@@ -286,6 +287,19 @@ def test_a_registry_that_is_away_while_a_version_is_judged_leaves_it_unfinished_
 # Two processes at once
 
 
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with team_server(tmp_path_factory.mktemp("team")) as address:
+        yield address
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def _either_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database of this module, or a team's server."""
+    if request.param == "postgresql":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", request.getfixturevalue("team"))
+
+
 def race(tracking: Path, *calls: list[dict[str, Any]]) -> list[list[list[Any]]]:
     """Let as many processes promote at the same time; return what the calls of each came to."""
     start = tracking / "start"
@@ -316,6 +330,7 @@ def check_history(name: str) -> None:
     assert not [key for key in model.tags if key.startswith("moving")]
 
 
+@pytest.mark.usefixtures("_either_store")
 def test_of_two_promotions_at_once_the_second_is_judged_beside_the_first(
     name: str, trained_run: Trained, tracking: Path
 ) -> None:
@@ -330,6 +345,7 @@ def test_of_two_promotions_at_once_the_second_is_judged_beside_the_first(
     check_history(name)
 
 
+@pytest.mark.usefixtures("_either_store")
 def test_two_processes_that_move_the_champion_at_once_leave_one_champion_and_a_true_history(
     name: str, trained_run: Trained, tracking: Path
 ) -> None:

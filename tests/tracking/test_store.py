@@ -133,6 +133,12 @@ def test_a_database_server_that_never_answers_or_is_not_there_is_told_in_time(
         ),
         (404, b"no", "answers 404 Not Found: see that it is an MLflow server"),
         (401, b"no", "answers 401 Unauthorized: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or"),
+        (403, b"no", "answers 403 Forbidden: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or"),
+        (
+            403,
+            b"Invalid Host header - possible DNS rebinding attack detected",
+            "does not answer to this name: add it to the server's --allowed-hosts, or name another store",
+        ),
         (200, b"<html>hello</html>", "is no MLflow server: it answers with text/html; name one with "),
     ],
     ids=str,
