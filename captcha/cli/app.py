@@ -33,6 +33,7 @@ for command in (
     commands.budget,
     commands.crossval,
     commands.audit,
+    commands.tune,
     commands.evaluate,
     commands.predict,
     commands.export,
