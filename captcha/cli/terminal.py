@@ -76,10 +76,14 @@ def say_loading(libraries: str) -> None:
 
 def complain(message: str) -> str:
     """Print an error as one line, and return that."""
-    line = " ".join(message.replace("Value error, ", "").split())  # pydantic's prefix tells a person nothing
-    line = re.sub(r"(?<=://)[^/@\s]*@", "", line)  # a URI's name and password
+    line = without_passwords(" ".join(message.replace("Value error, ", "").split()))  # pydantic's prefix tells nothing
     typer.echo(f"captcha: {line}", err=True)
     return line
+
+
+def without_passwords(text: str) -> str:
+    """Return a text whose URIs have neither name nor password."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
 
 
 def print_json(content: object) -> None:

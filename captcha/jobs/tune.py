@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import random
 import socket
 import time
 import warnings
@@ -17,7 +18,7 @@ import optuna
 from mlflow import MlflowClient
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import make_url
@@ -60,8 +61,8 @@ WARM_UP = 5
 HEARTBEAT, GRACE, POLL = 30, 120, 2.0
 """Seconds between signs of life of a trial, until it is taken for dead without one, between looks at others'."""
 
-TAKE_OVER = 30.0
-"""Seconds until a study is taken over whose maker was killed before it had said what the study is."""
+TAKE_OVER = 60.0
+"""Seconds, and up to twice as many, until a study is taken over whose maker was killed before it said what it is."""
 
 IDENTITY, RUN, WORKER, AGAIN, TESTED = "identity", "run_id", "worker", "again", "tested"
 """Optuna's user attributes: of a study what it is; of a trial its run, its process, the number of the trial whose
@@ -256,14 +257,14 @@ def _answering(where: str) -> Iterator[None]:
         ) from None
 
 
-def _study(storage: RDBStorage, name: str, pruner: optuna.pruners.BasePruner) -> optuna.Study:
+def _study(storage: RDBStorage, name: str, pruner: optuna.pruners.BasePruner, join: bool = True) -> optuna.Study:
     return optuna.create_study(
         study_name=name,
         storage=storage,
         sampler=optuna.samplers.TPESampler(),
         pruner=pruner,
         direction="minimize",
-        load_if_exists=True,
+        load_if_exists=join,
     )
 
 
@@ -278,10 +279,13 @@ def _join(
     facts = training.facts_of(sources, split.digest, None, recipes.DEFAULT)
     facts = {**facts, "space": space.digest, "code": _code()}
     asked = Asked("tune", settings.model_dump(include={"name", "drawn", "backbone", "epochs"}), facts)
-    new = name not in optuna.get_all_study_names(storage)
-    pruner = optuna.pruners.MedianPruner(STARTUP_TRIALS, n_warmup_steps=max(1, settings.epochs // WARM_UP))
-    study = _study(storage, name, pruner)
-    deadline = time.monotonic() + (0 if new else TAKE_OVER)
+    pruner = optuna.pruners.MedianPruner(STARTUP_TRIALS, n_warmup_steps=1 + max(1, settings.epochs // WARM_UP))
+    deadline = time.monotonic()
+    try:
+        study = _study(storage, name, pruner, join=False)  # by one process alone: the others wait for what it is
+    except DuplicatedStudyError:
+        study = _study(storage, name, pruner)
+        deadline += TAKE_OVER * random.uniform(1, 2)  # nosec: no secret
     while not (known := study.user_attrs.get(IDENTITY)) and time.monotonic() < deadline:
         time.sleep(0.2)
     if known:
@@ -315,10 +319,7 @@ def _make(
     asked: Asked,
     place: Place,
 ) -> Mapping[str, Any]:
-    """Make the run of a new study, and say in the study what it is.
-
-    Of two processes that make it at once, the one that writes last has made it, and both see which.
-    """
+    """Make the run of a new study, and say in the study what it is."""
     client = MlflowClient()
     data = sources.data.written
     facts = {"job": "tune", "study": name, "data": data, "split_digest": split.digest, "space_digest": space.digest}
@@ -327,11 +328,8 @@ def _make(
     for key, value in params.items():
         client.log_param(run_id, key, str(written(value)))
     client.log_dict(run_id, {each: _said(space, each) for each in space.dimensions}, "space.json")
-    study.set_user_attr(IDENTITY, asdict(asked) | {RUN: run_id})
-    time.sleep(0.5)
-    known: Mapping[str, Any] = study.user_attrs[IDENTITY]
-    if known[RUN] != run_id:
-        client.delete_run(run_id)
+    known = asdict(asked) | {RUN: run_id}
+    study.set_user_attr(IDENTITY, known)
     return known
 
 
@@ -493,13 +491,18 @@ def _best(study: optuna.Study) -> FrozenTrial:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return how much each dimension has to do with the best trials, summing to 1; nothing of fewer than two.
+    """Return how much each dimension has to do with the best trials, summing to 1; none where trials are too few.
 
     By PED-ANOVA (Watanabe et al., 2023, arXiv:2304.10255); trials that came to their end count.
     """
     if sum(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)) < 2:
         return {}
-    return optuna.importance.get_param_importances(study)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # that its two groups of trials are one, and all equally important
+        try:
+            return optuna.importance.get_param_importances(study)
+        except UserWarning:
+            return {}
 
 
 def _show(job: _Job, study: optuna.Study, ended: tuple[int, float] | None = None) -> None:
