@@ -65,9 +65,13 @@ def asked(folder: Path, tmp_path: Path) -> Callable[..., TuneSettings]:
     return lambda **settings: TuneSettings.model_validate(given | settings)
 
 
-def trials_of(settings: TuneSettings, study: str | None = None) -> list[optuna.trial.FrozenTrial]:
+def study_of(settings: TuneSettings) -> optuna.Study:
     assert settings.storage
-    return optuna.load_study(study_name=study or settings.study, storage=settings.storage).trials
+    return optuna.load_study(study_name=settings.study, storage=settings.storage)
+
+
+def trials_of(settings: TuneSettings) -> list[optuna.trial.FrozenTrial]:
+    return study_of(settings).trials
 
 
 def runs_below(run_id: str) -> list[Run]:
@@ -81,13 +85,21 @@ def test_the_best_trial_is_trained_again_with_other_seeds_and_the_one_that_valid
 ) -> None:
     stand_in(monkeypatch.setattr)
     registered: list[str] = []
-    monkeypatch.setattr(module, "register", lambda run, name: (name, len(registered), str(registered.append(run))))
+
+    def note(run_id: str, name: str) -> tuple[str, int, str]:
+        registered.append(run_id)
+        return name, 1, "registered"
+
+    monkeypatch.setattr(module, "register", note)
     outcome = tune(asked(name="m", trials=3))
     trials = trials_of(asked())
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
     losses = [loss_of(trial.params["learning_rate"], 3) for trial in trials]
     assert [trial.value for trial in trials] == pytest.approx(losses)
-    assert (outcome.best_trial, outcome.validation_loss) == (losses.index(min(losses)), pytest.approx(min(losses)))
+    assert (outcome.best_trial, outcome.validation_loss) == (
+        losses.index(min(losses)),
+        trials[outcome.best_trial].value,
+    )
     assert outcome.values == trials[outcome.best_trial].params
     assert [(each.seed, each.validation_loss, each.right, each.n) for each in outcome.seeds] == [
         (1, 1.5, outcome.seeds[0].n, outcome.seeds[0].n),  # the stand-in's
@@ -247,7 +259,7 @@ def test_what_is_stopped_is_gone_on_with_by_the_same_command(
         tune(asked(trials=3, seeds=1))
     states = [trial.state for trial in trials_of(asked())]
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
-    run_id = optuna.load_study(study_name=asked().study, storage=asked().storage).user_attrs["identity"]["run_id"]
+    run_id = study_of(asked()).user_attrs["identity"]["run_id"]
     assert MlflowClient().get_run(run_id).info.status == "KILLED"
     outcome = tune(asked(trials=3, seeds=1))
     assert outcome.run_id == run_id
@@ -313,7 +325,7 @@ def test_a_storage_that_answers_no_more_is_told_in_a_line_and_the_trials_are_gon
 
 def test_the_shared_run_of_a_study_has_to_be_there(asked: Callable[..., TuneSettings], stand_ins: None) -> None:
     run_id = tune(asked(trials=1, seeds=1)).run_id
-    study = optuna.load_study(study_name=asked().study, storage=asked().storage)
+    study = study_of(asked())
     study.set_user_attr("identity", study.user_attrs["identity"] | {"run_id": "0" * 32})
     with pytest.raises(
         TuneError, match=f"^the run {'0' * 32} of the study .* is not in .*: set MLFLOW_TRACKING_URI to"
