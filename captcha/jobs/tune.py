@@ -22,7 +22,7 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, Storage
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 
 import captcha
 from captcha import CaptchaError
@@ -176,6 +176,8 @@ def tune(settings: TuneSettings) -> TuneOutcome:
             outcome = _finish(job, study, best, again)
         except BaseException as error:
             signals.heed()
+            if not isinstance(error, Exception):
+                logger.info("the same command goes on with the study %s", name)
             _leave(study, run_id, error)
             raise
     return outcome
@@ -216,18 +218,28 @@ def _storage(uri: str, where: str) -> RDBStorage:
     try:
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        with _experimental():
-            return _Storage(
-                uri,
-                engine_kwargs=options,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=GRACE,
-                heartbeat_stale_trial_callback=_bury,
-            )
+        try:
+            return _opened(uri, options)
+        except DatabaseError as error:
+            if not (isinstance(error, IntegrityError) or "already exists" in str(error)):
+                raise
+            time.sleep(5)  # another process makes the tables at this moment
+            return _opened(uri, options)
     except Exception as error:  # each driver has errors of its own
         raise TuneError(
             f"the storage {where} cannot be used ({cause(error)}): start it, or name another with --storage"
         ) from None
+
+
+def _opened(uri: str, options: dict[str, Any]) -> RDBStorage:
+    with _experimental():
+        return _Storage(
+            uri,
+            engine_kwargs=options,
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=_bury,
+        )
 
 
 @contextlib.contextmanager

@@ -51,13 +51,18 @@ def stand_in(replace: Callable[[object, str, object], None], seconds: float = 0)
 
 def main(count: str, asked: str) -> None:
     """Fork the processes and wait for them."""
+    from mlflow import MlflowClient
+
     from captcha.jobs import tune
     from captcha.settings import TuneSettings
-    from captcha.tracking import signals, unfinished
+    from captcha.tracking import runs, signals, store, unfinished
 
     stand_in(setattr, seconds=0.3)
-    tune.HEARTBEAT, tune.GRACE, tune.POLL = 1, 15, 0.2
+    tune.HEARTBEAT, tune.GRACE, tune.POLL = 2, 30, 0.2
+    store.PATIENCE = 60
     unfinished.project_root = Path.cwd  # type: ignore[attr-defined]
+    runs.connect(writing=True)
+    MlflowClient().search_experiments()  # makes MLflow's tables, and imports what each process needs
     started = []
     for _ in range(int(count)):
         if (child := os.fork()) == 0:
