@@ -65,8 +65,9 @@ TAKE_OVER = 60.0
 """Seconds, and up to twice as many, until a study is taken over whose maker was killed before it said what it is."""
 
 IDENTITY, RUN, WORKER, AGAIN, TESTED = "identity", "run_id", "worker", "again", "tested"
+REGISTERED = "registered"
 """Optuna's user attributes: of a study what it is; of a trial its run, its process, the number of the trial whose
-parameters it has again, and the test images that it read and all of them."""
+parameters it has again, the test images that it read and all of them, and the version that was registered."""
 
 STATE = "trial_state"
 """The tag of a trial's run: complete, pruned, diverged or killed; none where it was stopped or failed."""
@@ -173,7 +174,7 @@ def tune(settings: TuneSettings) -> TuneOutcome:
             best = _best(study)
             again = _study(storage, f"{name} · trial {best.number} again", optuna.pruners.NopPruner())
             _fill(again, settings.seeds, partial(_with_seed, job, best))
-            outcome = _finish(job, study, best, again)
+            outcome = _finish(job, storage, study, best, again)
         except BaseException as error:
             signals.heed()
             if not isinstance(error, Exception):
@@ -550,8 +551,18 @@ def _show(job: _Job, study: optuna.Study, ended: tuple[int, float] | None = None
         logger.warning("the tracking server is away: the pictures of the study wait for its next trial")
 
 
-def _finish(job: _Job, study: optuna.Study, best: FrozenTrial, again: optuna.Study) -> TuneOutcome:
-    """Register the training whose validation is best, and let the shared run say what came out. Can be repeated."""
+def _register(job: _Job, chosen: SeedResult, trial: Trial) -> float:
+    """Register a training, and note what came of it."""
+    name, version, message = register(chosen.run_id, job.settings.name)
+    trial.set_user_attr(REGISTERED, [name, version, message])
+    return float(version)
+
+
+def _finish(job: _Job, storage: RDBStorage, study: optuna.Study, best: FrozenTrial, again: optuna.Study) -> TuneOutcome:
+    """Register the training whose validation is best, and let the shared run say what came out.
+
+    Each process comes here. One registers: that is a study of one trial, so that another does if the first is killed.
+    """
     _show(job, study)
     ended = [trial for trial in again.get_trials() if trial.state == TrialState.COMPLETE]
     if not ended:
@@ -566,7 +577,10 @@ def _finish(job: _Job, study: optuna.Study, best: FrozenTrial, again: optuna.Stu
         for each in ended
     ]
     chosen = min(seeds, key=lambda each: (each.validation_loss, each.seed))
-    name, version, message = register(chosen.run_id, job.settings.name)
+    registering = _study(storage, f"{job.study} · run {chosen.run_id}", optuna.pruners.NopPruner())
+    _fill(registering, 1, partial(_register, job, chosen))
+    done = next(trial for trial in registering.get_trials() if trial.state == TrialState.COMPLETE)
+    name, version, message = done.user_attrs[REGISTERED]
     counted = [each.state.name.lower() for each in study.get_trials(deepcopy=False)]
     trials = {state: counted.count(state) for state in sorted(set(counted))}
     client = MlflowClient()

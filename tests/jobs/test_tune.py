@@ -84,13 +84,6 @@ def test_the_best_trial_is_trained_again_with_other_seeds_and_the_one_that_valid
     asked: Callable[..., TuneSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch.setattr)
-    registered: list[str] = []
-
-    def note(run_id: str, name: str) -> tuple[str, int, str]:
-        registered.append(run_id)
-        return name, 1, "registered"
-
-    monkeypatch.setattr(module, "register", note)
     outcome = tune(asked(name="m", trials=3))
     trials = trials_of(asked())
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
@@ -106,7 +99,7 @@ def test_the_best_trial_is_trained_again_with_other_seeds_and_the_one_that_valid
         (2, 0.5, outcome.seeds[0].n, outcome.seeds[0].n),
     ]
     assert outcome.chosen == outcome.seeds[1].run_id
-    assert registered == [outcome.chosen]
+    assert Path("registered.txt").read_text().split()[-1] == outcome.chosen
     parent = MlflowClient().get_run(outcome.run_id)
     assert parent.info.status == "FINISHED"
     assert parent.data.params["seeds"] == "2"
@@ -158,7 +151,9 @@ def test_the_same_command_does_nothing_twice_and_a_larger_number_goes_on(
     asked: Callable[..., TuneSettings], stand_ins: None
 ) -> None:
     first = tune(asked(trials=2))
+    registered = Path("registered.txt").read_text()
     again = tune(asked(trials=2))
+    assert Path("registered.txt").read_text() == registered
     assert (again.run_id, again.best_trial, again.seeds) == (first.run_id, first.best_trial, first.seeds)
     assert len(runs_below(first.run_id)) == 4
     more = tune(asked(trials=3))
@@ -385,6 +380,7 @@ def test_of_four_processes_on_postgresql_one_is_killed_and_no_trial_is_lost_or_d
         assert len({json.dumps(trial.params) for trial in ended}) == 12
         assert {json.dumps(each) for each in told} == {json.dumps(told[0])}  # three agree
         assert len(told) == 3
+        assert len((tmp_path / "registered.txt").read_text().split()) == 1
         assert len(set(told[0]["seeds"])) == 3
         client = MlflowClient(store.uri)
         run = client.get_run(failed[0].user_attrs["run_id"])

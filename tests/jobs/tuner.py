@@ -41,12 +41,17 @@ def stand_in(replace: Callable[[object, str, object], None], seconds: float = 0)
         checkpoint = SimpleNamespace(model=lambda: settings.seed)
         return SimpleNamespace(evaluation=Evaluation(split.test, readings, 0.0), checkpoint=checkpoint)
 
+    def register(run_id: str, name: str) -> tuple[str, int, str]:
+        with Path("registered.txt").open("a") as file:
+            print(run_id, file=file)
+        return name, 1, f"{name} version 1 registered"
+
     replace(train, "fit", fit)
     replace(train, "learn", learn)
     replace(train, "new_model", lambda *_: None)
     replace(tune, "torch_recognizer", lambda seed: seed)
     replace(tune, "evaluate", lambda seed, samples: SimpleNamespace(loss=0.5 + abs(seed - 2)))  # seed 2 is best
-    replace(tune, "register", lambda run_id, name: (name, 1, f"{name} version 1 registered"))
+    replace(tune, "register", register)
 
 
 def main(count: str, asked: str) -> None:
