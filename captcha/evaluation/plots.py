@@ -247,7 +247,9 @@ def tuning_figure(points: Sequence[TrialPoint]) -> Figure:
     ended = sorted((p for p in points if p.state == "complete" and math.isfinite(p.loss)), key=lambda p: p.number)
     lowest = [min(point.loss for point in ended[: i + 1]) for i in range(len(ended))]
     axes.plot([point.number for point in ended], lowest, drawstyle="steps-post", color=RIGHT, label="lowest so far")
-    axes.set(xlabel="trial", ylabel="CTC loss per validation image", yscale="log")
+    low, high = axes.dataLim.intervaly
+    scale = "log" if high > 10 * low > 0 else "linear"  # the ticks of a short logarithmic axis are illegible
+    axes.set(xlabel="trial", ylabel="CTC loss per validation image", yscale=scale)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -311,7 +311,10 @@ def test_a_tuning_shows_every_trial_and_the_lowest_loss_so_far() -> None:
         "pruned: 1": [[1, 9]],  # what is no number has no place
         "lowest so far": [[0, 3], [3, 3], [4, 1]],
     }
+    assert axes.get_yscale() == "linear"
     drawn(tuning_figure(points))
+    (axes,) = tuning_figure([*points, TrialPoint(6, 0.1, "complete")]).axes
+    assert axes.get_yscale() == "log"
 
 
 def test_importances_are_bars_the_most_important_above() -> None:
