@@ -291,6 +291,32 @@ class AuditSettings(CrossvalSettings):
         return self
 
 
+class TuneSettings(Settings):
+    """Settings of a search for the settings and the recipe that validate best, by any number of processes at once."""
+
+    data: Annotated[str, NamesImages(argument=True)] = Field(
+        "draw:kaptcha", description="folder of labelled images, or draw:STYLE"
+    )
+    problems: OnProblems = "stop"
+    name: ModelName = MODEL_NAME
+    trials: int = Field(20, ge=1, le=100_000, description="trainings of the whole study, whoever makes them")
+    space: Annotated[str | None, OrNone] = Field(
+        None, description="TOML file of the ranges to search; none: those of the package's training/space.toml"
+    )
+    storage: Annotated[str | None, OrNone] = Field(
+        None,
+        description="where the study is kept, for processes to join it: postgresql://… or sqlite:///FILE; "
+        "none: mlruns/optuna.db",
+    )
+    study: Annotated[str | None, OrNone] = Field(
+        None, min_length=1, max_length=200, description="the study's name in the storage; none: that of the data"
+    )
+    seeds: int = Field(3, ge=1, le=100, description="trainings with the best trial's settings; one is registered")
+    drawn: DrawnBeside = None
+    backbone: Backbone = Field("resnet18", description="resnet18, compact or student; unless the space names it")
+    epochs: MostEpochs = 50
+
+
 class BudgetSettings(Settings):
     """Settings of a measurement of the label budget."""
 
@@ -342,6 +368,7 @@ SETTINGS_OF: Mapping[str, type[Settings]] = {
     "budget": BudgetSettings,
     "crossval": CrossvalSettings,
     "audit": AuditSettings,
+    "tune": TuneSettings,
 }
 """The settings of each job that trains, by its command."""
 

@@ -20,7 +20,7 @@ from mlflow.projects.utils import load_project
 from captcha import CaptchaError
 from captcha.cli import app as cli
 from captcha.cli import commands
-from captcha.jobs import adapt, audit, budget, crossval, distill, draw, train
+from captcha.jobs import adapt, audit, budget, crossval, distill, draw, train, tune
 from captcha.settings import (
     CHAMPION,
     MODEL_NAME,
@@ -31,6 +31,7 @@ from captcha.settings import (
     DistillSettings,
     Settings,
     TrainSettings,
+    TuneSettings,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -109,6 +110,7 @@ def in_words(value: object) -> str:
         ("budget", BudgetSettings),
         ("crossval", CrossvalSettings),
         ("audit", AuditSettings),
+        ("tune", TuneSettings),
     ],
 )
 def test_a_job_has_the_names_and_written_defaults_of_its_settings(
@@ -342,6 +344,27 @@ def test_crossval_and_audit_pass_every_parameter_on(monkeypatch: pytest.MonkeyPa
     assert {*wanted, *named} == set(AuditSettings.model_fields)
     found = settings_from(monkeypatch, tmp_path, "audit", audit, **named)
     assert found == AuditSettings.model_validate(named)
+
+
+def test_tune_passes_every_parameter_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "some images"
+    folder.mkdir()
+    assert settings_from(monkeypatch, tmp_path, "tune", tune) == TuneSettings()
+    wanted = {
+        "data": str(folder),
+        "problems": "leave-out",
+        "name": "my model",
+        "trials": "7",
+        "space": "my space.toml",
+        "storage": "postgresql://host/a study?options=-c%20x",
+        "study": "it's mine",
+        "seeds": "2",
+        "drawn": "my style.toml",
+        "backbone": "compact",
+        "epochs": "3",
+    }
+    assert set(wanted) == set(TuneSettings.model_fields)
+    assert settings_from(monkeypatch, tmp_path, "tune", tune, **wanted) == TuneSettings.model_validate(wanted)
 
 
 def test_draw_draws_as_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

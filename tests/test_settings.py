@@ -13,6 +13,7 @@ from captcha.settings import (
     CrossvalSettings,
     DistillSettings,
     TrainSettings,
+    TuneSettings,
     project_root,
     written,
 )
@@ -35,6 +36,7 @@ def test_the_defaults_are_valid_and_drawn_images_need_no_folder() -> None:
         BudgetSettings,
         CrossvalSettings,
         AuditSettings,
+        TuneSettings,
         Recipe,
         Augmentation,
     ],

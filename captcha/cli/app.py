@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from captcha import CaptchaError, __version__
 from captcha.cli import commands
-from captcha.cli.terminal import complain, show_messages
+from captcha.cli.terminal import complain, show_messages, without_passwords
 from captcha.data.disk import full_disk
 from captcha.settings import project_root
 from captcha.tracking import signals
@@ -37,6 +37,7 @@ for command in (
     commands.budget,
     commands.crossval,
     commands.audit,
+    commands.tune,
     commands.evaluate,
     commands.predict,
     commands.score,
@@ -117,7 +118,10 @@ def _tag_unused_run(arguments: Sequence[str], said: str, status: str | None) -> 
 
     A second process does it: this one may have been ended in the middle of an import, and some modules load only once.
     """
-    tags = {"mlflow.runName": arguments[0], "mlflow.note.content": f"{said} `captcha {shlex.join(arguments)}`"}
+    tags = {
+        "mlflow.runName": arguments[0],
+        "mlflow.note.content": without_passwords(f"{said} `captcha {shlex.join(arguments)}`"),
+    }
     program = "import json, sys; from captcha.tracking import runs; runs.tag_unused_run(*json.loads(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", program, json.dumps([tags, status])], stderr=subprocess.DEVNULL)
 

@@ -52,6 +52,7 @@ from captcha.cli.terminal import (
     score_summary,
     sync_summary,
     train_summary,
+    tune_summary,
     versions_table,
 )
 from captcha.settings import (
@@ -67,6 +68,7 @@ from captcha.settings import (
     CrossvalSettings,
     DistillSettings,
     TrainSettings,
+    TuneSettings,
 )
 
 if TYPE_CHECKING:
@@ -166,6 +168,21 @@ def audit(*, as_json: Json = False, **settings: Any) -> None:
         print_json(asdict(outcome))
     else:
         typer.echo(audit_summary(outcome))
+
+
+@with_settings(TuneSettings)
+def tune(*, as_json: Json = False, **settings: Any) -> None:
+    """Search for the settings that validate best, alone or with other processes, and register the best."""
+    LINES.on_stderr = as_json
+    checked = TuneSettings(**settings)
+    say_loading("PyTorch, MLflow and Optuna")
+    from captcha.jobs.tune import tune as job
+
+    outcome = job(checked)
+    if as_json:
+        print_json(asdict(outcome))
+    else:
+        typer.echo(tune_summary(outcome))
 
 
 def evaluate(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # heavy imports, loaded already by the job whose outcome is p
     from captcha.jobs.score import ScoreOutcome
     from captcha.jobs.sync import SyncOutcome
     from captcha.jobs.train import TrainOutcome
+    from captcha.jobs.tune import TuneOutcome
     from captcha.tracking.champion import Move
     from captcha.tracking.promotion import Decision
     from captcha.tracking.runs import Listed
@@ -76,10 +77,14 @@ def say_loading(libraries: str) -> None:
 
 def complain(message: str) -> str:
     """Print an error as one line, and return that."""
-    line = " ".join(message.replace("Value error, ", "").split())  # pydantic's prefix tells a person nothing
-    line = re.sub(r"(?<=://)[^/@\s]*@", "", line)  # a URI's name and password
+    line = without_passwords(" ".join(message.replace("Value error, ", "").split()))  # pydantic's prefix tells nothing
     typer.echo(f"captcha: {line}", err=True)
     return line
+
+
+def without_passwords(text: str) -> str:
+    """Return a text whose URIs have neither name nor password."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
 
 
 def print_json(content: object) -> None:
@@ -180,6 +185,37 @@ def crossval_summary(outcome: "CrossvalOutcome") -> str:
         f"\n{_table([header, *rows])}{note}\n{confident}\n\n{compare_runs(view_of(outcome.run_id))}\n"
         f"every reading is in   run {outcome.run_id}: out_of_fold.json"
     )
+
+
+def tune_summary(outcome: "TuneOutcome") -> str:
+    """Return the best trial's values, beside how important each is, its seeds as a table, and the model registered."""
+    from captcha.tracking.view import view_of
+
+    values = [
+        [name, f"{value:.4g}" if isinstance(value, float) else str(value), f"{outcome.importances.get(name, 0):.0%}"]
+        for name, value in outcome.values.items()
+    ]
+    seeds = [
+        [
+            str(each.seed),
+            f"{each.validation_loss:.4f}",
+            f"{each.right} of {each.n}",
+            "registered" if each.run_id == outcome.chosen else "",
+        ]
+        for each in outcome.seeds
+    ]
+    counted = ", ".join(f"{count} {state}" for state, count in outcome.trials.items())
+    return f"""
+trial {outcome.best_trial} of the study {outcome.study} validates best, with a loss of {outcome.validation_loss:.4f} \
+({counted})
+
+{_table([["", "best", "importance"], *values])}
+
+{_table([["seed", "validation loss", "test images read", ""], *seeds])}
+
+{outcome.message}
+
+{next_commands(outcome.model_name, outcome.model_version, outcome.example, view_of(outcome.run_id))}"""
 
 
 def audit_summary(outcome: "AuditOutcome", shown: int = 20) -> str:

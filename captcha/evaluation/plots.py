@@ -226,6 +226,47 @@ def budget_figure(points: Sequence[BudgetPoint]) -> Figure:
     return figure
 
 
+@dataclass(frozen=True)
+class TrialPoint:
+    """A trial of a tuning: its number, its loss on the validation images and complete, or how it ended."""
+
+    number: int
+    loss: float
+    state: str
+
+
+def tuning_figure(points: Sequence[TrialPoint]) -> Figure:
+    """Return a figure of the loss of each trial, and of the lowest so far of those that came to their end."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for state, colour, mark in (("complete", RIGHT, "o"), ("pruned", UNKNOWN, "x")):
+        shown = [point for point in points if point.state == state and math.isfinite(point.loss)]
+        if shown:
+            losses = [point.loss for point in shown]
+            axes.plot([point.number for point in shown], losses, mark, color=colour, label=f"{state}: {len(shown)}")
+    ended = sorted((p for p in points if p.state == "complete" and math.isfinite(p.loss)), key=lambda p: p.number)
+    lowest = [min(point.loss for point in ended[: i + 1]) for i in range(len(ended))]
+    axes.plot([point.number for point in ended], lowest, drawstyle="steps-post", color=RIGHT, label="lowest so far")
+    low, high = axes.dataLim.intervaly
+    scale = "log" if high > 10 * low > 0 else "linear"  # the ticks of a short logarithmic axis are illegible
+    axes.set(xlabel="trial", ylabel="CTC loss per validation image", yscale=scale)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def importances_figure(importances: Mapping[str, float], trials: int) -> Figure:
+    """Return a bar chart of how important each dimension of a tuning is, by trials that came to their end."""
+    figure = Figure(figsize=(7, 1.2 + 0.35 * len(importances)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(importances)), list(importances.values()), color=UNKNOWN, tick_label=list(importances))
+    axes.invert_yaxis()
+    axes.set(xlabel=f"importance by PED-ANOVA, of {trials} complete trials", xlim=(0, 1))
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
 def _plain(text: str) -> str:
     r"""Return the text with dollar signs escaped (no formulas) and what the font lacks spelled out (中 as \u4e2d)."""
     font = get_font(findfont(FontProperties()))

@@ -574,6 +574,7 @@ def fit(
     started: bool = False,
     title: str = "",
     teacher: Crnn | None = None,
+    judge: Callable[[EpochResult], None] = lambda result: None,
 ) -> Fitted:
     """Train the model, or go on from its run's checkpoint; log each epoch, and return the model of the epoch kept.
 
@@ -587,6 +588,7 @@ def fit(
         started: the weights come from another training, so what they read before this one is printed.
         title: what the bar on a terminal begins with.
         teacher: a model whose log_probs are learned, too; it is moved to the device of the training.
+        judge: called after each epoch; what it raises ends the training.
 
     Raises:
         TrainingError: the training cannot go on.
@@ -615,6 +617,7 @@ def fit(
                     _log_epoch(last, schedule.epochs)
                     if not keep_last:
                         _print_epoch(last, schedule.epochs, started)
+                judge(last)
     except (KeyboardInterrupt, SystemExit) as stop:
         signals.heed()
         stopped = stop

@@ -23,6 +23,9 @@ from captcha.tracking.runs import RegistryError
 TABLE = "test_predictions.json"
 OTHERS = "captcha promote VERSION --test DIR takes others"
 
+SPLIT_SEED = "split_seed"
+"""The tag of a run that has the seed of its split, where that is not the one of its training."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -97,6 +100,7 @@ def _read(run: Run, known: Dataset, rows: Sequence[Mapping[str, str]]) -> HeldOu
         ]
         return HeldOut(known.name, samples, contents)
     style = parse_style(source["tags"]["drawn"].removeprefix("draw:"))
-    drawn = style.samples(style.style.height, int(fact(run, "seed")))  # at the style's own height: as it is drawn
+    seed = run.data.tags.get(SPLIT_SEED) or fact(run, "seed")
+    drawn = style.samples(style.style.height, int(seed))  # at the style's own height: as it is drawn
     samples = [drawn[int(Path(row["drawn"]).stem)] for row in rows]
     return HeldOut(known.name, samples, [encode_png(sample.image) for sample in samples])

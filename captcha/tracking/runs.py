@@ -9,12 +9,15 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from captcha import CaptchaError
 from captcha.data.disk import full_disk
@@ -22,7 +25,7 @@ from captcha.settings import EXPERIMENT_NAME, project_root
 from captcha.tracking import signals
 from captcha.tracking.outbox import PATIENCE, Outbox, Unsent, is_outage
 from captcha.tracking.store import StoreError, cause, check_store
-from captcha.tracking.unfinished import Asked, Process, Unfinished, folder_of, unfinished_runs
+from captcha.tracking.unfinished import Asked, Process, ResumeError, Unfinished, folder_of, unfinished_runs
 from captcha.tracking.view import write_view
 
 NOTE, RUN_NAME = "mlflow.note.content", "mlflow.runName"
@@ -41,6 +44,10 @@ logger = logging.getLogger(__name__)
 
 class RegistryError(CaptchaError):
     """A run or model that MLflow does not have, or not whole; one line that says what to do."""
+
+
+class CutShort(CaptchaError):  # noqa: N818  what has happened, not a fault
+    """What ends a run before its end, as its job wants it: it is KILLED, and its description says this line."""
 
 
 def connect(writing: bool = False) -> None:
@@ -100,7 +107,11 @@ _open: list[_Open] = []
 
 @contextlib.contextmanager
 def tracked_run(
-    run_name: str, nested: bool = False, asked: Asked | None = None, resumed: Unfinished | None = None
+    run_name: str,
+    nested: bool = False,
+    asked: Asked | None = None,
+    resumed: Unfinished | None = None,
+    above: str | None = None,
 ) -> Iterator[Run]:
     """Start a run, or go on with one; end it FINISHED, FAILED or KILLED.
 
@@ -113,6 +124,7 @@ def tracked_run(
         nested: belongs to the active run.
         asked: what the job was asked for, where it can be gone on with; None where it begins anew if it is cut off.
         resumed: the run to go on with.
+        above: the id of a run of `Place.new_run` to show this one below; no process is in that.
 
     Raises:
         Unsent: the job has ended, but the tracking server is away.
@@ -126,6 +138,7 @@ def tracked_run(
             _set_experiment()
     begun_by = left.data.tags if left and not resumed else {}
     tags = {key: value for key, value in begun_by.items() if key.startswith("mlflow.")}
+    tags |= {MLFLOW_PARENT_RUN_ID: above} if above else {}
     begun: _Open | None = None
     try:
         run = _started(run_name, nested, tags, resumed)
@@ -139,6 +152,9 @@ def tracked_run(
         signals.heed()
         _end(begun, "KILLED", "Stopped before its end.", SHORT_PATIENCE)
         raise
+    except CutShort as cut:
+        _end(begun, "KILLED", str(cut))
+        raise
     except Unsent as error:  # it was waited for
         _end(begun, "FINISHED" if error.done else "KILLED", patience=0)
         raise
@@ -147,6 +163,41 @@ def tracked_run(
         _end(begun, "FAILED", note, SHORT_PATIENCE, getattr(error, "resumable", True))
         raise
     _end(begun, "FINISHED")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job tracks whose process is in no run but those that are shown below a shared one."""
+
+    experiment_id: str
+    left: Run | None
+    """The run that `mlflow run` has made for this process."""
+
+    @classmethod
+    def choose(cls) -> Self:
+        """Leave the run of `mlflow run`, if there is one, and choose the experiment."""
+        left = _leave_run_elsewhere(always=True)
+        return cls(_set_experiment(), left)
+
+    def new_run(self, run_name: str, tags: Mapping[str, str]) -> str:
+        """Return the id of a new run for those of several processes to be shown below."""
+        run = MlflowClient().create_run(self.experiment_id, tags=resolve_tags(dict(tags)), run_name=run_name)
+        write_view(self.experiment_id)
+        return str(run.info.run_id)
+
+    def refer(self, run_id: str) -> None:
+        """Let the run of `mlflow run` say which one this process takes part in."""
+        if self.left:
+            _refer(self.left, MlflowClient().get_run(run_id))
+
+
+def mark_killed(run_id: str, note: str) -> None:
+    """Mark a run whose process is gone KILLED, say so in its description, and remove what it has left on this disk."""
+    client = MlflowClient()
+    client.set_tag(run_id, NOTE, note)
+    client.set_terminated(run_id, "KILLED")
+    with contextlib.suppress(ResumeError):  # it was of another machine
+        Unfinished.load(folder_of(run_id)).remove()
 
 
 def _started(run_name: str, nested: bool, tags: dict[str, str], resumed: Unfinished | None) -> Run:
@@ -369,13 +420,16 @@ def _process(run: Run) -> Process:
     return Process(tags[HOST], int(tags[PID]), float(tags[STARTED]))
 
 
-def _set_experiment() -> None:
-    """Choose MLFLOW_EXPERIMENT_NAME or our own; a new one in our own database keeps its artifacts in mlruns/."""
+def _set_experiment() -> str:
+    """Choose MLFLOW_EXPERIMENT_NAME or our own, and return its id.
+
+    A new one in our own database keeps its artifacts in mlruns/.
+    """
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT_NAME)
     ours = mlflow.get_tracking_uri() == f"sqlite:///{project_root() / 'mlflow.db'}"
     if ours and mlflow.get_experiment_by_name(name) is None:
         mlflow.create_experiment(name, artifact_location=(project_root() / "mlruns" / name).as_uri())
-    mlflow.set_experiment(name)
+    return str(mlflow.set_experiment(name).experiment_id)
 
 
 def _leave_run_elsewhere(always: bool = False) -> Run | None:

@@ -113,6 +113,7 @@ STATE: Mapping[str, Any] = {
                 "adapt",
                 "budget",
                 "crossval",
+                "tune",
                 "eval",
             ),
         ),

@@ -24,20 +24,21 @@ from captcha.cli import commands, terminal
 from captcha.cli.options import EngineOption
 from captcha.evaluation.calibration import ConfidenceFigures
 from captcha.evaluation.out_of_fold import OutOfFold, OutOfFoldFigures, Suspect
-from captcha.jobs import audit, compare, crossval, evaluate, predict, score, train
+from captcha.jobs import audit, compare, crossval, evaluate, predict, score, train, tune
 from captcha.jobs.audit import AuditOutcome
 from captcha.jobs.compare import CompareOutcome, Differing
 from captcha.jobs.crossval import CrossvalOutcome
 from captcha.jobs.evaluate import EvaluateOutcome
 from captcha.jobs.score import ScoreOutcome
 from captcha.jobs.train import TrainOutcome
+from captcha.jobs.tune import SeedResult, TuneOutcome
 from captcha.reading import recognizer
 from captcha.reading.constraints import Constraints
 from captcha.reading.engine import Engine
 from captcha.reading.images import ImageError
 from captcha.reading.recognizer import Reading, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
-from captcha.settings import AuditSettings, CrossvalSettings, TrainSettings
+from captcha.settings import AuditSettings, CrossvalSettings, TrainSettings, TuneSettings
 from captcha.tracking import champion, promotion, registry, versions, view
 from captcha.tracking.champion import Move
 from captcha.tracking.promotion import Counts, Decision, Rule
@@ -92,7 +93,8 @@ REGISTRY = ("models", "show", "compare", "register", "promote", "rollback")
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "adapt", "budget", "crossval", "audit", "evaluate", "predict", "score", "check", *REGISTRY]
+    "command",
+    ["", "train", "adapt", "budget", "crossval", "audit", "tune", "evaluate", "predict", "score", "check", *REGISTRY],
 )
 def test_help_imports_nothing_heavy(command: str) -> None:
     code = f"""
@@ -232,6 +234,46 @@ def test_crossval_prints_a_table_of_the_seeds(monkeypatch: pytest.MonkeyPatch, c
         "draw:kaptcha is a style, and a folder is needed: captcha draw DIR --style kaptcha" in capsys.readouterr().err
     )
     assert run("crossval", str(tmp_path), "--folds", "1") == 2
+
+
+def test_tune_prints_the_best_trial_its_seeds_and_the_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
+) -> None:
+    asked: list[TuneSettings] = []
+    seeds = [SeedResult(1, "r1", 0.5, 8, 10), SeedResult(2, "r2", 0.25, 9, 10)]
+    values = {"learning_rate": 0.00123456, "batch_size": 8}
+    counts = {"complete": 3, "fail": 1}
+
+    def stand_in(settings: TuneSettings) -> TuneOutcome:
+        asked.append(settings)
+        shares = {"learning_rate": 0.75, "batch_size": 0.25}
+        return TuneOutcome("r0", "s", counts, 2, 0.3, values, shares, seeds, "r2", "m", 4, "m version 4", "a.png")
+
+    monkeypatch.setattr(tune, "tune", stand_in)
+    monkeypatch.setattr(view, "view_of", lambda run_id: f"the view of {run_id}")
+    monkeypatch.setattr(terminal, "next_commands", lambda name, version, example, view: f"{name} {version} {view}")
+    assert run("tune", str(tmp_path), "--trials", "3", "--seeds", "2") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "trial 2 of the study s validates best, with a loss of 0.3000 (3 complete, 1 fail)",
+        "",
+        "               best      importance",
+        "learning_rate  0.001235  75%",
+        "batch_size     8         25%",
+        "",
+        "seed  validation loss  test images read",
+        "1     0.5000           8 of 10",
+        "2     0.2500           9 of 10           registered",
+        "",
+        "m version 4",
+        "",
+        "m 4 the view of r0",
+    ]
+    assert run("tune", str(tmp_path), "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["chosen"], printed["values"], printed["seeds"][1]["right"]) == ("r2", values, 9)
+    assert asked == [TuneSettings(data=str(tmp_path), trials=3, seeds=2), TuneSettings(data=str(tmp_path))]
+    assert run("tune", str(tmp_path), "--trials", "0") == 2
 
 
 def test_audit_prints_the_suspects(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:

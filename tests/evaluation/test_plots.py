@@ -4,20 +4,24 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from captcha.data.samples import Sample
 from captcha.evaluation import plots as pictures
 from captcha.evaluation.plots import (
     BudgetPoint,
+    TrialPoint,
     budget_figure,
     comparison_grid,
     confidence_figure,
     confusion_figure,
+    importances_figure,
     learning_curves,
     mistake_grid,
     prediction_grid,
     small_grid,
+    tuning_figure,
 )
 from captcha.evaluation.results import Comparison, Evaluation
 from captcha.reading.recognizer import Reading
@@ -290,3 +294,32 @@ def test_the_budget_has_a_curve_for_each_arm_with_its_points_and_intervals() -> 
     assert ends == [pytest.approx([0.02, 0.12]), pytest.approx([0.65, 0.83])]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "10", "100"]
     assert drawn(figure).size
+
+
+def test_a_tuning_shows_every_trial_and_the_lowest_loss_so_far() -> None:
+    points = [
+        TrialPoint(0, 3.0, "complete"),
+        TrialPoint(1, 9.0, "pruned"),
+        TrialPoint(3, 4.0, "complete"),
+        TrialPoint(4, 1.0, "complete"),
+        TrialPoint(5, float("inf"), "pruned"),
+    ]
+    (axes,) = tuning_figure(points).axes
+    lines = {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
+    assert lines == {
+        "complete: 3": [[0, 3], [3, 4], [4, 1]],
+        "pruned: 1": [[1, 9]],  # what is no number has no place
+        "lowest so far": [[0, 3], [3, 3], [4, 1]],
+    }
+    assert axes.get_yscale() == "linear"
+    drawn(tuning_figure(points))
+    (axes,) = tuning_figure([*points, TrialPoint(6, 0.1, "complete")]).axes
+    assert axes.get_yscale() == "log"
+
+
+def test_importances_are_bars_the_most_important_above() -> None:
+    (axes,) = importances_figure({"learning_rate": 0.75, "dropout": 0.25}, 7).axes
+    assert [bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)] == [0.75, 0.25]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["learning_rate", "dropout"]
+    assert axes.yaxis_inverted()
+    assert "7 complete trials" in axes.get_xlabel()

@@ -20,12 +20,13 @@ from captcha.tracking.runs import RegistryError, tracked_run
 HEIGHT, SEED = 32, 7
 
 
-def run_that_tested(source: Source, test: Sequence[Sample]) -> Run:
+def run_that_tested(source: Source, test: Sequence[Sample], seed: int = SEED, **tags: object) -> Run:
     """A run as a training leaves it that has tested its model on these images, and read half of them."""
     split = Split(list(test[:1]), list(test[1:2]), list(test))
     readings = [Reading(sample.text if i % 2 else "", 0.5, []) for i, sample in enumerate(test)]
     with tracked_run("a training") as run:
-        mlflow.log_param("seed", SEED)
+        mlflow.log_param("seed", seed)
+        mlflow.set_tags(tags)
         sets = log_inputs(split, dict.fromkeys(("train", "validation", "test"), source))
         log_test(Evaluation(test, readings, nan), images=sets["test"])
     return mlflow.get_run(run.info.run_id)
@@ -67,6 +68,13 @@ def test_drawn_images_are_drawn_again_as_large_as_they_were() -> None:
     found = of_run(run_that_tested(source, test))
     check_same(found, test)
     assert {decode_image(content).shape[0] for content in found.contents} == {source.style.height} != {HEIGHT}
+
+
+def test_drawn_images_are_drawn_with_the_seed_of_the_split_where_the_training_had_another() -> None:
+    source = parse_style("kaptcha")
+    drawn = source.samples(HEIGHT, SEED)
+    test = [drawn[number] for number in (3, 2000)]
+    check_same(of_run(run_that_tested(source, test, seed=SEED + 1, split_seed=SEED)), test)
 
 
 def test_images_that_are_no_longer_those_of_the_test_are_not_taken_for_them(folder: Path) -> None:

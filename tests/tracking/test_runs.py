@@ -8,8 +8,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from captcha.tracking import runs as module
-from captcha.tracking.runs import active_folder, connect, tag_unused_run, tracked_run
-from captcha.tracking.unfinished import Asked, Parts, Unfinished, folder_of
+from captcha.tracking.runs import CutShort, Place, active_folder, connect, mark_killed, tag_unused_run, tracked_run
+from captcha.tracking.unfinished import Asked, Parts, Process, Unfinished, folder_of
 
 
 def status(run: Run) -> str:
@@ -201,3 +201,33 @@ def test_a_stopped_part_of_a_job_keeps_its_checkpoint_as_long_as_the_job_does() 
     job_id, part_id = begun
     assert (folder_of(job_id) / "runs" / part_id / "step-1.safetensors").exists()
     Unfinished.load(folder_of(job_id)).remove()
+
+
+# Runs of several processes below one
+
+
+def test_runs_below_a_shared_one_say_so_and_none_of_them_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = MlflowClient()
+    left = client.create_run("0").info.run_id  # what bare `mlflow run` makes
+    monkeypatch.setenv("MLFLOW_RUN_ID", left)
+    place = Place.choose()
+    shared = place.new_run("shared", {"job": "tune"})
+    place.refer(shared)
+    assert f"runs/{shared})" in client.get_run(left).data.tags["mlflow.note.content"]
+    with tracked_run("below", above=shared) as run:
+        pass
+    with pytest.raises(CutShort), tracked_run("cut", above=shared) as cut:
+        raise CutShort("hopeless")
+    assert client.get_run(run.info.run_id).data.tags["mlflow.parentRunId"] == shared
+    assert (status(run), status(cut), client.get_run(shared).info.status) == ("FINISHED", "KILLED", "RUNNING")
+    assert client.get_run(cut.info.run_id).data.tags["mlflow.note.content"] == "hopeless"
+
+
+def test_what_a_killed_run_has_left_on_disk_goes_as_it_is_marked() -> None:
+    run = MlflowClient().create_run(MlflowClient().create_experiment("killed"))
+    Unfinished(folder_of(run.info.run_id), run.info.run_id, "here", Process("elsewhere", 1, 0.0), None).save()
+    for _ in range(2):  # two processes may find it
+        mark_killed(run.info.run_id, "gone")
+    marked = MlflowClient().get_run(run.info.run_id)
+    assert (marked.info.status, marked.data.tags["mlflow.note.content"]) == ("KILLED", "gone")
+    assert not folder_of(run.info.run_id).exists()
