@@ -687,8 +687,8 @@ def _flipped(content: bytes) -> bytes:
 
 @functools.cache
 def _parquet_of(column: str, values: tuple[Any, ...]) -> bytes:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     stream = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({column: list(values)}), stream)

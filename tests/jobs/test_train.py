@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, redirect_stderr
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -617,7 +617,7 @@ def test_a_person_is_warned_where_no_character_is_known(trained: Trained, listen
 # Images that a training saw, and tests on them
 
 
-def keys_of(samples: list[Sample]) -> set[int]:
+def keys_of(samples: Sequence[Sample]) -> set[int]:
     return {pixel_key(sample.digest) for sample in samples}
 
 
@@ -894,7 +894,7 @@ def parts_of(asked: TrainSettings) -> Split:
     return split_of(asked, parse_sources(asked))
 
 
-def texts_of(samples: list[Sample]) -> set[str]:
+def texts_of(samples: Sequence[Sample]) -> set[str]:
     return {sample.text for sample in samples}
 
 
@@ -1054,7 +1054,8 @@ def test_a_training_on_shards_makes_the_weights_of_one_on_their_folder_and_its_t
     weights = [load_parent(f"runs:/{run_id}").weights for run_id in runs]
     assert weights[0] == weights[1]
     assert outcome.metrics == trained.outcome.metrics
-    assert np.array_equal(*(load_seen(mlflow.get_run(run_id), "").keys for run_id in runs))
+    of_folder, of_shards = (load_seen(mlflow.get_run(run_id), "").keys for run_id in runs)
+    assert np.array_equal(of_folder, of_shards)
     again = of_run(mlflow.get_run(outcome.run_id))
     assert [sample.text for sample in again.samples] == [s.text for s in of_run(trained.run).samples]
     assert again.contents == of_run(trained.run).contents
