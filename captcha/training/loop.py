@@ -199,6 +199,8 @@ def train_epochs(
 
 def evaluate_together(recognizer: Recognizer, samples: Sequence[Sample]) -> Evaluation:
     """Return what is read of the samples; of several ranks each reads a part, and all get the whole."""
+    if ranks.count() == 1:
+        return evaluate(recognizer, samples)
     own = evaluate(recognizer, samples[ranks.rank() :: ranks.count()])
     readings, labels = zip(*ranks.gathered((own.readings, own.label_log_probabilities)), strict=True)
     return Evaluation.of(samples, ranks.in_turn(readings), ranks.in_turn(labels))
