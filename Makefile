@@ -1,6 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SPARK := .venv/.spark
 PEERS := build/bench/.installed
 
 # What `make train` runs. Any other job: make train PARAMETERS="-P data=../images -P epochs=50"
@@ -47,7 +48,11 @@ test: $(INSTALLED) ## every check: format, lint, types, import layers, security,
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml captcha docs benchmarks
 	$(BIN)/python -m pytest
 
-slow: $(INSTALLED) ## whole jobs as real processes (minutes)
+$(SPARK): $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --editable '.[spark]'
+	@touch $@
+
+slow: $(SPARK) ## whole jobs as real processes (minutes)
 	$(BIN)/python -m pytest -m slow
 
 fuzz: $(INSTALLED) ## look for files and requests that break the reader, SECONDS each (900)

@@ -19,7 +19,7 @@ from captcha.tracking.runs import tracked_run
 from tests.server.stripes import png, save_stripes
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("pyspark")
+pytest.importorskip("pyspark", reason="Spark is an extra: make slow installs it")
 
 BAD = {"torn.png": png("abc")[:60], "deep/text.jpg": b"no image", "empty.gif": b""}
 MODEL = "models:/stripes/1"
