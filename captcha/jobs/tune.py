@@ -1,7 +1,6 @@
 """Search for the settings and the recipe that validate best: one Optuna study, a run for each trial, any processes."""
 
 import contextlib
-import hashlib
 import logging
 import os
 import random
@@ -24,7 +23,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 
-import captcha
 from captcha import CaptchaError
 from captcha.data.problems import Problem
 from captcha.data.samples import Split
@@ -290,7 +288,11 @@ def _join(
         TuneError: the study is of other data, another space, other code or other settings, or its run is gone.
     """
     facts = training.facts_of(sources, split.digest, None, recipes.DEFAULT)
-    facts = {**facts, "space": space.digest, "code": _code()}
+    facts = {
+        **facts,
+        "space": space.digest,
+        "code": training.code_digest(),
+    }  # of two versions of the code, trials are not compared
     asked = Asked("tune", settings.model_dump(include={"name", "drawn", "backbone", "epochs"}), facts)
     pruner = optuna.pruners.MedianPruner(STARTUP_TRIALS, n_warmup_steps=1 + max(1, settings.epochs // WARM_UP))
     deadline = time.monotonic()
@@ -349,14 +351,6 @@ def _make(
 def _said(space: Space, name: str) -> object:
     dimension = space.dimensions[name]
     return vars(dimension) if isinstance(dimension, Range) else list(dimension)
-
-
-def _code() -> str:
-    """Return a digest of this package's files: of two versions of the code, trials are not compared."""
-    root = Path(captcha.__file__).parent
-    files = sorted(path for pattern in ("*.py", "*.toml") for path in root.rglob(pattern))
-    parts = (f"{path.relative_to(root).as_posix()}:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _fill(study: optuna.Study, count: int, objective: Callable[[Trial], float]) -> None:

@@ -181,7 +181,7 @@ def test_a_study_is_joined_only_with_the_same_data_space_code_and_settings(
         ):
             with pytest.raises(TuneError, match=f"^the study {tmp_path.name} is another: {said}; undo that, or name "):
                 tune(asked(**changed))
-        monkeypatch.setattr(module, "_code", lambda: "another version")
+        monkeypatch.setattr(training, "code_digest", lambda: "another version")
         with pytest.raises(TuneError, match="is another: the code has changed"):
             tune(asked())
         monkeypatch.undo()
