@@ -75,7 +75,7 @@ def score_on_spark(
     Raises:
         SparkError: Spark does not start, or its job fails.
     """
-    from py4j.protocol import Py4JError  # type: ignore[import-untyped]
+    from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
     try:
