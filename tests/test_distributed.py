@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from tests.test_reliability import JOB, PATIENCE, TINY, Project, heed_signals, points
+from tests.test_reliability import JOB, PATIENCE, TINY, Project, follow, heed_signals, points
 
 pytestmark = pytest.mark.slow
 
@@ -42,20 +42,9 @@ def project(tmp_path: Path, new_mlflow_database: Path, draw_digits: Callable[[Pa
     return Torchrun(tmp_path / "captcha", new_mlflow_database, draw_digits)
 
 
-def read_until(process: "subprocess.Popen[str]", words: str) -> str:
-    """Return what a process says up to the line with these words."""
-    assert process.stdout
-    said = ""
-    while words not in said:
-        line = process.stdout.readline()
-        assert line, said
-        said += line
-    return said
-
-
 def stop_after_an_epoch(process: "subprocess.Popen[str]") -> str:
     """Send SIGTERM after the first epoch that a process trains, and return what it says."""
-    said = read_until(process, "  exact match ")
+    said = follow(process, "  exact match ")
     process.send_signal(signal.SIGTERM)
     return said + process.communicate(timeout=PATIENCE)[0]
 
@@ -76,7 +65,7 @@ def test_two_processes_make_one_run_and_one_version(project: Torchrun) -> None:
 
 def test_a_process_that_is_killed_fails_the_run_within_a_minute_and_one_goes_on_with_it(project: Torchrun) -> None:
     with project.start("train", *TINY, "--epochs=1000", "--data=digits") as process:
-        said = read_until(process, "epoch   1/1000")
+        said = follow(process, "epoch   1/1000")
         ranks = {each.environ().get("RANK"): each for each in psutil.Process(process.pid).children()}
         killed = ranks["1"].pid
         ranks["1"].kill()

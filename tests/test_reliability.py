@@ -10,7 +10,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from mlflow.entities import Run
 from safetensors.torch import load
 
 from captcha.training.snapshot import load_snapshot
+from tests.processes import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -446,12 +446,6 @@ def end_group(process: "subprocess.Popen[bytes]") -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
     process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def follow(process: "subprocess.Popen[str]", what: str) -> str:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from captcha.data.folders import DECODED_AT_ONCE
 from captcha.data.parquet import EXTENSION, Row, Shard, ShardError, read_rows, row_name, shards_in
 from captcha.data.problems import NO_LABEL, Facts, Problem, copies, facts_of, label_problems
-from captcha.data.samples import DataError, Table, pixel_digest
-from captcha.reading.images import Image, ImageError, decode_image, image_format, resize_to_height, resized_width
+from captcha.data.samples import DataError, Table, pixel_digest, unchanged
+from captcha.reading.images import Image, ImageError, decode_image, image_format, resized_width
 from captcha.reading.vocabulary import Vocabulary
 
 MAX_GROUP_BYTES = 64 * 2**20
@@ -48,9 +48,7 @@ class ImageShards:
             image = decode_image(image_file(self.folder / name))
         except ImageError as error:
             raise DataError(f"{self.folder / name}: {error}") from None
-        if pixel_digest(image) != digest:
-            raise DataError(f"{self.folder / name}: the image has changed since it was checked; start again")
-        return resize_to_height(image, self.height)
+        return unchanged(image, digest, self.folder / name, self.height)
 
 
 def image_file(path: Path) -> bytes:

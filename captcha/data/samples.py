@@ -29,6 +29,13 @@ class Images(Protocol):
         """Return an image of a model's height. Raises DataError where it is no longer the image of this digest."""
 
 
+def unchanged(image: Image, digest: str, path: Path, height: int) -> Image:
+    """Return an image that was read anew, resized to the height. Raises DataError where its pixels are others now."""
+    if pixel_digest(image) != digest:
+        raise DataError(f"{path}: the image has changed since it was checked; start again")
+    return resize_to_height(image, height)
+
+
 @dataclass(frozen=True)
 class ImageFolder:
     """A folder whose images are decoded anew at each reading, and resized to a height in pixels."""
@@ -46,9 +53,7 @@ class ImageFolder:
             image = load_image(self.path / name)
         except ImageError as error:
             raise DataError(str(error)) from None
-        if pixel_digest(image) != digest:
-            raise DataError(f"{self.path / name}: the image has changed since it was checked; start again")
-        return resize_to_height(image, self.height)
+        return unchanged(image, digest, self.path / name, self.height)
 
 
 @dataclass(frozen=True, slots=True)
