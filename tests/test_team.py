@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
@@ -34,7 +35,7 @@ def team(files: Path) -> Iterator[str]:
         yield address
 
 
-def test_a_model_is_trained_validated_promoted_and_served_from_a_folder_that_knows_only_the_servers_address(
+def test_a_model_is_trained_validated_promoted_served_and_scores_from_a_folder_that_knows_only_the_servers_address(
     team: str, files: Path, tmp_path: Path, draw_digits: Callable[[Path, int], Path]
 ) -> None:
     images, project = draw_digits(tmp_path / "images", 60), copy_project(tmp_path / "project")
@@ -66,8 +67,13 @@ def test_a_model_is_trained_validated_promoted_and_served_from_a_folder_that_kno
         with urllib.request.urlopen(asked, timeout=60) as answer:
             assert answer.headers["x-model-version"] == f"captcha-crnn/{version.version}"
             [read] = json.loads(answer.read())["predictions"]
-    [there] = json.loads(captcha("predict", images / "07.png", "--model=models:/captcha-crnn@champion", "--json"))
-    assert read["text"] == there["text"]
+    scored = json.loads(
+        captcha("score", images, tmp_path / "scores", "--model=models:/captcha-crnn@champion", "--json")
+    )
+    assert (scored["images"], scored["errors"], scored["model"]) == (60, 0, "models:/captcha-crnn/1")
+    texts = {row["path"]: row["text"] for row in pq.read_table(tmp_path / "scores").to_pylist()}
+    assert len(texts) == 60
+    assert texts["07.png"] == read["text"]
 
 
 def test_of_twenty_runs_that_log_at_once_with_readers_beside_no_metric_is_lost_and_none_stays_open(

@@ -24,8 +24,9 @@ from captcha.reading.vocabulary import Vocabulary
 MAX_GROUP_BYTES = 64 * 2**20
 """A training reads a whole row group for each image."""
 
-SHARDS_OPEN, GROUPS_KEPT = 16, 2
-"""Of a process; two, as two engines may read the same images side by side."""
+SHARDS_OPEN, SHARDS_KNOWN, GROUPS_KEPT = 16, 4096, 2
+"""Of a process: an open shard takes some hundred kB, what is known of one a few; two groups, as two engines may read
+the same images side by side."""
 
 ROW = re.compile(rf"(?P<shard>.+{re.escape(EXTENSION)}):(?P<number>\d+)", re.DOTALL | re.IGNORECASE)
 """The name of a row, or its path."""
@@ -78,7 +79,7 @@ def _shard(file: str) -> Shard:
     return Shard(Path(file), labelled=False)
 
 
-@functools.lru_cache(SHARDS_OPEN)
+@functools.lru_cache(SHARDS_KNOWN)
 def _firsts(file: str) -> list[int]:
     """Return the number of each row group's first row, and that of all rows."""
     return [0, *accumulate(_shard(file).groups)]
@@ -217,6 +218,7 @@ class _Rows:
     def judged(self, leave_out: bool) -> tuple[Table, list[Problem], Facts]:
         """Return what `read_shards` returns, once all rows are read."""
         texts = np.concatenate(self.texts)
+        self.texts.clear()
         digests = np.frombuffer(self.digests, np.uint8).reshape(-1, 32)
         readable = np.frombuffer(self.widths, np.uint32) > 0
         labelled = readable.copy()
@@ -230,7 +232,7 @@ class _Rows:
         good[[*self.bad, *(again[problem.file] for problem in alike)]] = False
         counted = np.flatnonzero(good if leave_out else readable)
         facts = facts_of(
-            texts[counted],
+            texts if len(counted) == len(texts) else texts[counted],
             ((self.widths[place], self.heights[place]) for place in counted),
             (FORMATS[self.formats[place]] for place in counted),
         )
@@ -242,9 +244,14 @@ class _Rows:
 
 def _not_alone(digests: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return those of the places whose image has the first 8 bytes of its digest in common with another's."""
-    keys = np.ascontiguousarray(digests[:, :8]).view(np.uint64)[:, 0][places]
-    values, counts = np.unique(keys, return_counts=True)
-    return places[np.isin(keys, values[counts > 1])]
+    keys = digests.view(np.uint64)[:, 0][places]
+    ordered = np.sort(keys)  # np.unique and np.isin would take several times as much memory
+    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(twice):
+        return places[:0]
+    nearest = np.minimum(np.searchsorted(twice, keys), len(twice) - 1)
+    found: NDArray[np.int64] = places[twice[nearest] == keys]
+    return found
 
 
 def _look(row: Row) -> "_Seen | str":

@@ -1,5 +1,6 @@
 """Parquet shards, row by row: image files and their labels, read a few at a time without decoding, and written."""
 
+import functools
 import itertools
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -84,9 +85,12 @@ class Shard:
         except (pa.ArrowException, OSError) as error:
             raise ShardError(f"no Parquet file that can be read: {_line(error)}") from None
         self._columns = [_image_column(types), *([_label_column(types)] if labelled else [])]
-        metadata = self._file.metadata
-        self.groups = [metadata.row_group(each).num_rows for each in range(metadata.num_row_groups)]
+
+    @functools.cached_property
+    def groups(self) -> list[int]:
         """How many rows each row group has."""
+        metadata = self._file.metadata
+        return [metadata.row_group(each).num_rows for each in range(metadata.num_row_groups)]
 
     def rows(self, groups: Collection[int] | None = None) -> Iterator[Row]:
         """Yield the rows, of some row groups or of all, in their order; those that cannot be read have an error."""
@@ -194,7 +198,12 @@ def write_shards(folder: Path, rows: Iterable[tuple[str, bytes, str | None]]) ->
         for number, first in enumerate(groups):
             shard = unfinished / f"shard-{number:05}{EXTENSION}"
             with pq.ParquetWriter(
-                shard, SCHEMA, compression="none", use_dictionary=False, write_page_checksum=True
+                shard,
+                SCHEMA,
+                compression="none",
+                use_dictionary=False,
+                write_page_checksum=True,
+                write_statistics=False,  # of images: a whole one, twice a row group, in what each opening reads
             ) as writer:
                 for group in itertools.chain([first], itertools.islice(groups, GROUPS_IN_SHARD - 1)):
                     names, images, labels = zip(*group, strict=True)
