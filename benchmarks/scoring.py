@@ -2,9 +2,11 @@
 
 MODEL is models:/NAME@ALIAS or models:/NAME/VERSION; the counts of images are 1,000, 10,000 and 100,000 where none is
 given. Each line is a command of its own on the same drawn images: 200 pictures under as many names as are needed. The
-milliseconds an image are those beyond what the same command takes for one image, which stands first: the imports, the
-model, Spark's start. The memory is the most that the command and all its processes had at once, shared pages counted
-by halves (PSS), looked at each half second.
+seconds are those that the command itself gives, from the first image to the last part; the milliseconds an image are
+those beyond what it takes for one image, which stands first: Spark's start. A worker of Spark is two processes, one
+that reads images and one that runs the model, beside Java: so one worker is kept to one core, and two to two. The
+memory is the most that the command and all its processes had at once, shared pages counted by halves (PSS), looked at
+every two seconds.
 """
 
 import json
@@ -21,11 +23,14 @@ from captcha.data.folders import encode_png
 from captcha.drawing.rendering import draw
 
 ENGINES = {
-    "local": ["--engine=local"],
-    "spark local[1]": ["--engine=spark", "--master=local[1]"],
-    "spark local[2]": ["--engine=spark", "--master=local[2]"],
+    "local": (1, ["--engine=local"]),
+    "Spark local[1]": (1, ["--engine=spark", "--master=local[1]"]),
+    "Spark local[2]": (2, ["--engine=spark", "--master=local[2]"]),
 }
-PICTURES = 200
+"""Cores and options."""
+
+PICTURES, SAMPLED_SECONDS = 200, 2.0
+ALL_CORES = os.sched_getaffinity(0)
 
 
 def folder_of(count: int, below: Path) -> Path:
@@ -42,19 +47,20 @@ def folder_of(count: int, below: Path) -> Path:
     return folder
 
 
-def run(source: Path, output: Path, model: str, options: list[str]) -> tuple[float, float]:
-    """Score a folder in a process of its own; return its seconds, and the most memory of its tree in MB."""
+def run(source: Path, output: Path, model: str, cores: int, options: list[str]) -> tuple[float, float]:
+    """Score a folder in a process of its own on so many cores; return its seconds, and the most memory in MB."""
+    os.sched_setaffinity(0, sorted(ALL_CORES)[:cores])  # the process inherits it
     command = [sys.executable, "-m", "captcha", "score", str(source), str(output), "--model", model, "--json", *options]
     environment = {"CAPTCHA_THREADS": "1"} | dict(os.environ)
-    start, most = time.perf_counter(), 0.0
+    most = 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
         while process.poll() is None:
             most = max(most, memory(psutil.Process(process.pid)))
-            time.sleep(0.5)
+            time.sleep(SAMPLED_SECONDS)
         assert process.stdout
         outcome = json.loads(process.stdout.read())
     assert (outcome["images"], outcome["errors"]) == (sum(1 for _ in source.rglob("*.png")), 0)
-    return time.perf_counter() - start, most
+    return outcome["seconds"], most
 
 
 def memory(process: psutil.Process) -> float:
@@ -83,8 +89,8 @@ def main(model: str, counts: list[int]) -> None:
         start: dict[str, float] = {}
         for count in [1, *counts]:
             source = folder_of(count, Path(temporary))
-            for engine, options in ENGINES.items():
-                seconds, megabytes = run(source, Path(temporary, f"out {engine} {count}"), model, options)
+            for engine, (cores, options) in ENGINES.items():
+                seconds, megabytes = run(source, Path(temporary, f"out {engine} {count}"), model, cores, options)
                 each = (seconds - start.setdefault(engine, seconds)) / count
                 figures = f"{each * 1e3:11.2f}  {1 / each:15.1f}" if each > 0 else f"{'':11}  {'':15}"
                 print(f"{count:7}  {engine:14}  {seconds:8.1f}  {figures}  {megabytes:6.0f}", flush=True)

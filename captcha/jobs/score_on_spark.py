@@ -32,8 +32,8 @@ from captcha.reading.recognizer import Recognizer
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-READ = "text string, confidence double, accepted boolean"
-"""What is taken of the registered model's answer."""
+READ = {"text": "string", "confidence": "double", "accepted": "boolean"}
+"""What is taken of the registered model's answer, with Spark's types."""
 
 DAY = 24 * 3600
 
@@ -132,7 +132,7 @@ def _rows_at_once(height: int) -> int:
 def _write(
     spark: "SparkSession", recognizer: Recognizer, model: Path, images: Images, left: list[Piece], scores: Scores
 ) -> None:
-    from pyspark.sql.functions import col, when
+    from pyspark.sql.functions import col, lit, when
 
     if not left:
         return
@@ -146,12 +146,20 @@ def _write(
         _reader(images, recognizer.height, _rows_at_once(recognizer.height)), "path string, image binary, error string"
     )
     environment["CAPTCHA_WORKER"] = "model"
-    read = mlflow.pyfunc.spark_udf(spark, str(model), result_type=READ, env_manager="local")
+    taken = answered(model)
+    result = ", ".join(f"{name} {READ[name]}" for name in taken)
+    read = mlflow.pyfunc.spark_udf(spark, str(model), result_type=result, env_manager="local")
     rows = frames.select("path", read("image").alias("read"), "error")
     sound = col("error").isNull()
-    names = ("text", "confidence", "accepted")
-    rows = rows.select("path", *(when(sound, col(f"read.{name}")).alias(name) for name in names), "error")
+    columns = {name: when(sound, col(f"read.{name}") if name in taken else lit(None).cast(READ[name])) for name in READ}
+    rows = rows.select("path", *(column.alias(name) for name, column in columns.items()), "error")
     rows.write.mode("append").parquet(f"file://{scores.folder.absolute()}")  # Spark would take as_uri's %20 for a name
+
+
+def answered(model: Path) -> list[str]:
+    """Return which of `READ` a model's signature says that it answers; versions of older code accept nothing."""
+    names = mlflow.models.get_model_info(str(model)).signature.outputs.input_names()
+    return [name for name in READ if name in names]
 
 
 Frames = Iterator[pd.DataFrame]

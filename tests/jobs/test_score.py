@@ -10,17 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
+from mlflow.models import Model
+from mlflow.types import Schema
 
 from captcha.data.samples import DataError
 from captcha.data.scores import MODEL_FILE, Row, Scores
 from captcha.jobs import score as module
 from captcha.jobs.predict import predict
 from captcha.jobs.score import ScoreOutcome, score
-from captcha.jobs.score_on_spark import SparkError, require_spark
+from captcha.jobs.score_on_spark import SparkError, answered, require_spark
 from captcha.reading.engine import RecognizerError
 from captcha.reading.images import ImageError
 from captcha.reading.recognizer import save_recognizer
 from captcha.reading.vocabulary import Vocabulary
+from captcha.tracking.models import download, log_model
+from captcha.tracking.runs import tracked_run
 from tests.server.stripes import HEIGHT, picture, png, save_stripes
 
 TEXTS = {"ab.png": "ab", "deep/cab.png": "cab", "deep/er/c.PNG": "c", "x y.png": "bcb", "ü.png": "a"}
@@ -191,6 +195,19 @@ def test_without_java_or_with_a_model_that_mlflow_has_not_logged_spark_is_refuse
     with pytest.raises(RecognizerError, match="is a recogniser's folder, and Spark runs what MLflow has logged"):
         score(str(images), tmp_path / "out", model, "spark", "local[1]")
     assert not (tmp_path / "out").exists()
+
+
+def test_spark_takes_of_a_model_what_its_signature_says_that_it_answers(tmp_path: Path) -> None:
+    with tracked_run("a training") as run:
+        log_model(save_stripes(tmp_path / "recognizer"), png("a"), step=0)
+    (files := tmp_path / "files").mkdir()
+    files = download(f"runs:/{run.info.run_id}", files)
+    assert answered(files) == ["text", "confidence", "accepted"]
+    older = Model.load(files)
+    assert older.signature
+    older.signature.outputs = Schema([each for each in older.signature.outputs.inputs if each.name != "accepted"])
+    older.save(files / "MLmodel")
+    assert answered(files) == ["text", "confidence"]
 
 
 def test_the_images_that_one_batch_holds_do_not_change_what_is_read(
