@@ -67,6 +67,8 @@ def test_a_model_is_trained_validated_promoted_served_and_scores_from_a_folder_t
         with urllib.request.urlopen(asked, timeout=60) as answer:
             assert answer.headers["x-model-version"] == f"captcha-crnn/{version.version}"
             [read] = json.loads(answer.read())["predictions"]
+    [there] = json.loads(captcha("predict", images / "07.png", "--model=models:/captcha-crnn@champion", "--json"))
+    assert read["text"] == there["text"]
     scored = json.loads(
         captcha("score", images, tmp_path / "scores", "--model=models:/captcha-crnn@champion", "--json")
     )

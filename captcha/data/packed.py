@@ -232,7 +232,7 @@ class _Rows:
         good[[*self.bad, *(again[problem.file] for problem in alike)]] = False
         counted = np.flatnonzero(good if leave_out else readable)
         facts = facts_of(
-            texts if len(counted) == len(texts) else texts[counted],
+            texts if len(counted) == len(texts) else texts[counted],  # no copy of all
             ((self.widths[place], self.heights[place]) for place in counted),
             (FORMATS[self.formats[place]] for place in counted),
         )
@@ -245,13 +245,8 @@ class _Rows:
 def _not_alone(digests: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return those of the places whose image has the first 8 bytes of its digest in common with another's."""
     keys = digests.view(np.uint64)[:, 0][places]
-    ordered = np.sort(keys)  # np.unique and np.isin would take several times as much memory
-    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if not len(twice):
-        return places[:0]
-    nearest = np.minimum(np.searchsorted(twice, keys), len(twice) - 1)
-    found: NDArray[np.int64] = places[twice[nearest] == keys]
-    return found
+    ordered = np.sort(keys)  # np.unique's counts would take several times as much memory
+    return places[np.isin(keys, ordered[1:][ordered[1:] == ordered[:-1]])]
 
 
 def _look(row: Row) -> "_Seen | str":
