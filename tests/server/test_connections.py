@@ -1,5 +1,6 @@
 """Real connections to a server in a thread of this process."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -90,6 +91,23 @@ def test_a_request_is_answered_and_the_connection_taken_again(connect: Connect) 
     for _ in range(2):
         connection.sendall(head() + BODY)
         assert one_answer(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_no_part_of_an_answer_waits_for_the_client_to_acknowledge_the_one_before(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    connection_made = connections.Connection.connection_made
+
+    def look(self: connections.Connection, transport: asyncio.Transport) -> None:
+        accepted: socket.socket = transport.get_extra_info("socket")
+        taken.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        connection_made(self, transport)
+
+    monkeypatch.setattr(connections.Connection, "connection_made", look)
+    check_answers(connect)
+    assert taken
+    assert all(taken)
 
 
 @pytest.mark.parametrize("start", [b"", b"POST /invocations HTTP/1.1\r\nHost: local", b"POST"])
