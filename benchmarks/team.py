@@ -29,6 +29,7 @@ import mlflow
 import psutil  # type: ignore[import-untyped]
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from tqdm import tqdm
 
 import captcha
 from captcha.tracking.models import log_model, own_model_id
@@ -192,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             register(running[store][0], recognizer, image.parent)
         loads: dict[tuple[str, int], list[Load]] = {}
         answers: dict[tuple[str, str], list[float]] = {}
-        for _ in range(asked.rounds):
+        for _ in tqdm(range(asked.rounds), unit="round"):
             for writers in WRITERS:
                 for store, (address, server) in running.items():
                     loads.setdefault((store, writers), []).append(write(address, server, writers, asked.seconds))

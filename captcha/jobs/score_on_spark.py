@@ -1,6 +1,7 @@
 """Score on Spark: its workers read the pieces, and `mlflow.pyfunc.spark_udf` runs the registered model.
 
-Only whoever asks for Spark imports pyspark.
+Only whoever asks for Spark imports pyspark. The workers that read images import this module, but not MLflow, which
+would take most of the time that they need to begin, and of their memory.
 """
 
 import json
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
-import mlflow
 import numpy as np
 import pandas as pd
 
@@ -132,6 +132,7 @@ def _rows_at_once(height: int) -> int:
 def _write(
     spark: "SparkSession", recognizer: Recognizer, model: Path, images: Images, left: list[Piece], scores: Scores
 ) -> None:
+    import mlflow
     from pyspark.sql.functions import col, lit, when
 
     if not left:
@@ -158,6 +159,8 @@ def _write(
 
 def answered(model: Path) -> list[str]:
     """Return which of `READ` a model's signature says that it answers; versions of older code accept nothing."""
+    import mlflow
+
     names = mlflow.models.get_model_info(str(model)).signature.outputs.input_names()
     return [name for name in READ if name in names]
 

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,6 +210,13 @@ def test_spark_takes_of_a_model_what_its_signature_says_that_it_answers(tmp_path
     older.signature.outputs = Schema([each for each in older.signature.outputs.inputs if each.name != "accepted"])
     older.save(files / "MLmodel")
     assert answered(files) == ["text", "confidence"]
+
+
+def test_what_a_worker_of_spark_imports_to_read_images_needs_no_mlflow() -> None:
+    heavy = {"mlflow", "torch", "pyspark", "scipy", "matplotlib"}
+    script = f"import sys, captcha.jobs.score_on_spark; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_images_that_one_batch_holds_do_not_change_what_is_read(
