@@ -16,10 +16,10 @@ PATIENT = "--timeout-worker-healthcheck 120"
 
 
 @contextmanager
-def team_server(folder: Path) -> Iterator[str]:
+def team_server(folder: Path, *more: str, **variables: str) -> Iterator[str]:
     """Start the server, with its files in a folder, and give its address."""
     with new_postgresql() as store:
         command = ("server", "--backend-store-uri", store.uri, "--workers", str(WORKERS), "--uvicorn-opts", PATIENT)
         files = ("--artifacts-destination", str(folder / "artifacts"))
-        with served(folder / "log", "health", MLFLOW, *command, *files, cwd=folder) as address:
+        with served(folder / "log", "health", MLFLOW, *command, *files, *more, cwd=folder, **variables) as address:
             yield address

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -12,9 +14,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service.utils import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
-from tests.processes import CAPTCHA, ROOT, call, copy_project, served
+from tests.processes import CAPTCHA, PATIENCE, ROOT, call, copy_project, environment, served
 from tests.team_loggers import value
 from tests.team_server import team_server
 
@@ -124,3 +129,52 @@ def test_of_twenty_runs_that_log_at_once_with_readers_beside_no_metric_is_lost_a
             f"\n{len(writing)} entries of {LOGGERS} processes: median {writing[len(writing) // 2]:.3f} s, the longest "
             f"{writing[-1]:.3f} s; {len(reading)} looks of 2 readers, the longest {max(reading):.3f} s"
         )
+
+
+def test_a_server_with_passwords_takes_the_training_of_who_has_one_and_lets_others_read_but_not_promote(
+    tmp_path: Path, draw_digits: Callable[[Path, int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the settings that docs/team/compose.yaml gives the server."""
+    images = draw_digits(tmp_path / "images", 60)
+    (folder := tmp_path / "server").mkdir()
+    services = yaml.safe_load((ROOT / "docs" / "team" / "compose.yaml").read_text())
+    settings = services["configs"]["basic_auth"]["content"]
+    settings = re.sub("database_uri = .*", f"database_uri = sqlite:///{folder}/users.db", settings)
+    (folder / "basic_auth.ini").write_text(settings)
+    secrets = {"MLFLOW_AUTH_ADMIN_PASSWORD": "the admin's password", "MLFLOW_FLASK_SERVER_SECRET_KEY": "a secret"}
+    secrets["MLFLOW_AUTH_CONFIG_PATH"] = str(folder / "basic_auth.ini")
+    with team_server(folder, "--app-name=basic-auth", **secrets) as address:
+
+        def captcha(user: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+            known = {"MLFLOW_TRACKING_URI": address, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            if user:
+                known |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": f"the {user}'s password"}
+            command, variables = (*CAPTCHA, *arguments), environment(**known)
+            return subprocess.run(
+                command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=PATIENCE
+            )
+
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", secrets["MLFLOW_AUTH_ADMIN_PASSWORD"])
+        for user in ("trainer", "reader"):
+            account = {"username": user, "password": f"the {user}'s password"}
+            name = "/api/2.0/mlflow/users/create"  # MLflow's own client for this would import its whole server
+            http_request(get_default_host_creds(address), name, "POST", json=account).raise_for_status()
+
+        training = ("train", f"--data={images}", "--backbone=compact", "--epochs=1")
+        refused = captcha("", *training)
+        told = "401 Unauthorized: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        assert (refused.returncode, refused.stderr.splitlines()) == (2, [f"captcha: {address} answers {told}"])
+        trained = captcha("trainer", *training)
+        assert trained.returncode == 0, trained.stderr
+        MlflowClient(address).delete_registered_model_alias("captcha-crnn", "champion")  # where an epoch was enough
+        promoting = ("promote", "captcha-crnn/1", "--without-evidence=of one epoch")
+        refused = captcha("reader", *promoting)
+        assert refused.returncode == 2
+        [line] = refused.stderr.splitlines()
+        assert "403" in line
+        assert "champion" not in MlflowClient(address).get_registered_model("captcha-crnn").aliases
+        promoted = captcha("trainer", *promoting)
+        assert promoted.returncode == 0, promoted.stderr
+        read = captcha("reader", "predict", images / "07.png", "--model=models:/captcha-crnn@champion", "--json")
+        assert read.returncode == 0, read.stderr
