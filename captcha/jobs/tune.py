@@ -17,7 +17,12 @@ import optuna
 from mlflow import MlflowClient
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
+from optuna.exceptions import (
+    DuplicatedStudyError,
+    ExperimentalWarning,
+    StorageInternalError,
+    UpdateFinishedTrialError,
+)
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import make_url
@@ -111,6 +116,10 @@ class TuneOutcome:
 
 class _Surplus(Exception):  # noqa: N818
     """Two processes have begun the last trial at once: this one is none of the study's number."""
+
+
+class _TakenError(CutShort):
+    """This process stood still for so long that another has taken its trial for dead."""
 
 
 class _Storage(RDBStorage):
@@ -383,6 +392,7 @@ def _fill(study: optuna.Study, count: int, objective: Callable[[Trial], float]) 
 
 def _optimize(study: optuna.Study, count: int, objective: Callable[[Trial], float]) -> None:
     """Make one trial; a signal is heard while it trains, and not while the storage is told of it."""
+    taken: list[int] = []
     with contextlib.ExitStack() as held:
 
         def guarded(trial: Trial) -> float:
@@ -394,7 +404,11 @@ def _optimize(study: optuna.Study, count: int, objective: Callable[[Trial], floa
                     raise _Surplus
                 value = objective(trial)
                 held.enter_context(signals.held())
+                _see_that_it_runs(trial)
                 return value
+            except (_TakenError, UpdateFinishedTrialError):
+                taken.append(trial.number)
+                raise
             except (CutShort, TrainingError) as cut:
                 raise optuna.TrialPruned(str(cut)) from None
             except (KeyboardInterrupt, SystemExit) as stop:
@@ -404,17 +418,36 @@ def _optimize(study: optuna.Study, count: int, objective: Callable[[Trial], floa
                 raise
 
         held.enter_context(signals.held())
-        study.optimize(guarded, n_trials=1, catch=(_Surplus,))
+        try:
+            study.optimize(guarded, n_trials=1, catch=(_Surplus,))
+        except ValueError:  # Optuna's, which cannot end a trial that has ended
+            if not taken:
+                raise
+            logger.warning(
+                "trial %d was taken for dead by another process, as this one stood still for %d seconds or more; this "
+                "one goes on with the next",
+                *(taken[0], GRACE),
+            )
+
+
+def _see_that_it_runs(trial: Trial) -> None:
+    """Raise _TakenError where another process has ended the trial."""
+    states = {each.number: each.state for each in trial.study.get_trials(deepcopy=False)}
+    if states[trial.number] != TrialState.RUNNING:
+        raise _TakenError(
+            f"Its process stood still for {GRACE} seconds or more, so another took it for dead and tries its "
+            "parameters again."
+        )
 
 
 def _bury(study: optuna.Study, trial: FrozenTrial) -> None:
     """Note that a trial's process is gone, and let its parameters be tried once more."""
     if AGAIN not in trial.user_attrs:  # they may be what kills it
         study.enqueue_trial(trial.params, {AGAIN: trial.number})
-    logger.warning("trial %d was cut off: its process is gone", trial.number)
+    logger.warning("trial %d was cut off: its process gives no sign of life", trial.number)
     if run_id := trial.user_attrs.get(RUN):
         try:
-            mark_killed(run_id, f"Trial {trial.number}: its process has ended without a word.")
+            mark_killed(run_id, f"Trial {trial.number}: its process gave no sign of life any more.")
             MlflowClient().set_tag(run_id, STATE, "killed")
         except Exception as error:
             if not is_outage(error):
@@ -435,6 +468,7 @@ def _trial(job: _Job, trial: Trial) -> float:
     own, recipe = job.training(values, job.base.seed), recipe_in(values)
 
     def judge(result: EpochResult) -> None:
+        _see_that_it_runs(trial)
         if result.epoch:
             trial.report(result.validation.loss, result.epoch)
         if result.epoch and trial.should_prune():
@@ -477,6 +511,7 @@ def _with_seed(job: _Job, best: FrozenTrial, trial: Trial) -> float:
         example = training.example_of(job.sources, job.split.test[0])
         learned = training.learn(own, job.sources, job.split, None, example, recipe_in(best.params))
         tested = learned.evaluation
+        _see_that_it_runs(trial)
         trial.set_user_attr(TESTED, [len(tested.samples) - tested.wrong, len(tested.samples)])
         return evaluate(torch_recognizer(learned.checkpoint.model()), job.split.validation).loss
 

@@ -192,12 +192,17 @@ class Place:
 
 
 def mark_killed(run_id: str, note: str) -> None:
-    """Mark a run whose process is gone KILLED, say so in its description, and remove what it has left on this disk."""
+    """Mark a run KILLED whose process gives no sign of life, say so in its description, and remove what it has left.
+
+    What a process on this machine has that only stands still, it needs to end.
+    """
     client = MlflowClient()
     client.set_tag(run_id, NOTE, note)
     client.set_terminated(run_id, "KILLED")
     with contextlib.suppress(ResumeError):  # it was of another machine
-        Unfinished.load(folder_of(run_id)).remove()
+        left = Unfinished.load(folder_of(run_id))
+        if left.process.gone:
+            left.remove()
 
 
 def _started(run_name: str, nested: bool, tags: dict[str, str], resumed: Unfinished | None) -> Run:

@@ -266,6 +266,39 @@ def test_what_is_stopped_is_gone_on_with_by_the_same_command(
     assert statuses == ["FINISHED"] * 4 + ["KILLED"]
 
 
+def test_a_process_that_stood_still_leaves_the_trial_that_was_taken_from_it_and_goes_on(
+    asked: Callable[..., TuneSettings],
+    stand_ins: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the midst of the second trial another process ends it, as after a long sleep of this one."""
+    fit, calls = training.fit, []
+
+    def taken_at_the_second(*arguments: Any, judge: Callable[[Any], None], **more: Any) -> Any:
+        calls.append(1)
+
+        def judged(result: Any) -> None:
+            if len(calls) == 2 and result.epoch == 2:
+                trial = trials_of(asked())[1]
+                study_of(asked()).tell(1, state=TrialState.FAIL)
+                module._bury(study_of(asked()), trial)
+            judge(result)
+
+        return fit(*arguments, judge=judged, **more)
+
+    monkeypatch.setattr(training, "fit", taken_at_the_second)
+    outcome = tune(asked(trials=3, seeds=1))
+    assert outcome.trials == {"complete": 3, "fail": 1}
+    trials = trials_of(asked())
+    assert [trial.state for trial in trials].index(TrialState.FAIL) == 1
+    assert trials[2].params == trials[1].params
+    assert "trial 1 was taken for dead by another process" in caplog.text
+    (run,) = [run for run in runs_below(outcome.run_id) if run.info.status != "FINISHED"]
+    assert (run.info.status, run.data.tags["trial_state"]) == ("KILLED", "killed")
+    assert run.data.tags["mlflow.note.content"].startswith("Its process stood still for 120 seconds or more")
+
+
 def test_a_storage_that_does_not_answer_is_told_in_a_line_without_its_password(
     asked: Callable[..., TuneSettings], no_run: NoRun, tmp_path: Path
 ) -> None:
@@ -366,7 +399,7 @@ def test_of_four_processes_on_postgresql_one_is_killed_and_no_trial_is_lost_or_d
         with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout
             workers = json.loads(process.stdout.readline())
-            killed, of_killed = _kill_in_a_trial(settings, workers)
+            killed, of_killed = _signal_in_a_trial(settings, workers, signal.SIGKILL)
             *told, statuses = [json.loads(line) for line in process.stdout]
         assert [os.WTERMSIG(status) for status in statuses] == [9 if pid == killed else 0 for pid in workers]
         trials = trials_of(settings)
@@ -395,8 +428,36 @@ def test_of_four_processes_on_postgresql_one_is_killed_and_no_trial_is_lost_or_d
         assert urllib.parse.quote("postgres@") not in json.dumps(dict(parents[0].data.params))
 
 
-def _kill_in_a_trial(settings: TuneSettings, workers: list[int]) -> tuple[int, int]:
-    """Kill the first process that is in a trial while three others are; return its number and the trial's."""
+@pytest.mark.slow
+def test_a_process_that_is_suspended_until_it_is_taken_for_dead_ends_as_the_others_do(
+    asked: Callable[..., TuneSettings], tmp_path: Path
+) -> None:
+    settings = asked(trials=5, seeds=1)
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    program = str(Path(__file__).with_name("tuner.py"))
+    command = [sys.executable, program, "2", settings.model_dump_json()]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        workers = json.loads(process.stdout.readline())
+        suspended, number = _signal_in_a_trial(settings, workers, signal.SIGSTOP)
+        deadline = time.monotonic() + 300
+        while trials_of(settings)[number].state == TrialState.RUNNING and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.kill(suspended, signal.SIGCONT)
+        *told, statuses = [json.loads(line) for line in process.stdout]
+    assert statuses == [0, 0]
+    assert told[0] == told[1]
+    states = [trial.state for trial in trials_of(settings) if "run_id" in trial.user_attrs]
+    assert (states.count(TrialState.FAIL), len(states)) == (1, 6)
+    assert trials_of(settings)[number].state == TrialState.FAIL
+    assert list((tmp_path / "mlruns" / "unfinished").iterdir()) == []
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        statuses = sorted(status for (status,) in database.execute("SELECT status FROM runs"))
+    assert statuses == ["FINISHED"] * (1 + 5 + 1) + ["KILLED"]
+
+
+def _signal_in_a_trial(settings: TuneSettings, workers: list[int], sent: signal.Signals) -> tuple[int, int]:
+    """Send a signal to the second process in a trial while all are in one; return its number and that of the trial."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         time.sleep(0.2)
@@ -405,9 +466,9 @@ def _kill_in_a_trial(settings: TuneSettings, workers: list[int]) -> tuple[int, i
         except Exception:  # it is still being made
             continue
         running = [each for each in trials if each.state == TrialState.RUNNING and "run_id" in each.user_attrs]
-        if len(running) == 4:
+        if len(running) == len(workers):
             pid = int(running[1].user_attrs["worker"].split()[1])
             assert pid in workers
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, sent)
             return pid, running[1].number
-    raise AssertionError("the four never trained at once")
+    raise AssertionError("they never trained all at once")
