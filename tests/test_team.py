@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow import MlflowClient
-from mlflow.tracking._tracking_service.utils import get_default_host_creds
+from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from tests.processes import CAPTCHA, PATIENCE, ROOT, call, copy_project, environment, served

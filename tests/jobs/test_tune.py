@@ -273,9 +273,10 @@ def test_a_process_that_stood_still_leaves_the_trial_that_was_taken_from_it_and_
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """In the midst of the second trial another process ends it, as after a long sleep of this one."""
-    fit, calls = training.fit, []
+    fit: Any = training.fit
+    calls = []
 
-    def taken_at_the_second(*arguments: Any, judge: Callable[[Any], None], **more: Any) -> Any:
+    def taken_at_the_second(*arguments: Any, judge: Callable[[Any], None]) -> Any:
         calls.append(1)
 
         def judged(result: Any) -> None:
@@ -285,7 +286,7 @@ def test_a_process_that_stood_still_leaves_the_trial_that_was_taken_from_it_and_
                 module._bury(study_of(asked()), trial)
             judge(result)
 
-        return fit(*arguments, judge=judged, **more)
+        return fit(*arguments, judge=judged)
 
     monkeypatch.setattr(training, "fit", taken_at_the_second)
     outcome = tune(asked(trials=3, seeds=1))
