@@ -267,6 +267,10 @@ class CrossvalSettings(Settings):
     )
     backbone: BackboneUnlessInit = "resnet18"
     epochs: MostEpochs = 50
+    length: Length = None
+    characters: Characters = None
+    texts: Texts = None
+    pattern: Pattern = None
     resume: Resume = None
     checkpoint_minutes: CheckpointMinutes = 10
 

@@ -331,6 +331,10 @@ def test_crossval_and_audit_pass_every_parameter_on(monkeypatch: pytest.MonkeyPa
         "init": "models:/my model/3",
         "backbone": "compact",
         "epochs": "3",
+        "length": "4-6",
+        "characters": "a b",
+        "texts": "my texts.txt",
+        "pattern": "[a-z]{5} x",
         "resume": "auto",
         "checkpoint_minutes": "0.5",
     }

@@ -55,12 +55,9 @@ def known_of_texts(length: str, characters: str, texts: str, pattern: str) -> "C
     Raises:
         ConstraintError: a length that is none, or a file of texts that cannot be read or is empty.
     """
-    from captcha.reading.constraints import constraints_of, read_texts
+    from captcha.reading.constraints import constraints_named
 
-    given = [None if value == NONE else value for value in (length, characters, texts, pattern)]
-    if given[2] is not None:
-        given[2] = read_texts(Path(given[2]))
-    return constraints_of(*given)
+    return constraints_named(*(None if value == NONE else value for value in (length, characters, texts, pattern)))
 
 
 def existing_images(value: str) -> str:

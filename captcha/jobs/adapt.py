@@ -22,7 +22,7 @@ from captcha.data.sources import Folder, Sources, parse_folder, parse_style
 from captcha.evaluation.metrics import exact_match
 from captcha.evaluation.results import Evaluation
 from captcha.jobs import train as training
-from captcha.reading.constraints import Constraints, automaton_of, constraints_of, read_texts
+from captcha.reading.constraints import Constraints, automaton_of, constraints_named
 from captcha.reading.recognizer import Reading
 from captcha.settings import SEEDS, AdaptSettings, TrainSettings
 from captcha.tracking.descriptions import run_name
@@ -119,8 +119,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
     sources = Sources(folder, drawn=parse_style(settings.drawn) if settings.drawn else None)
     connect(writing=True)  # a store that does not answer is told before images are read
     parent, checkpoint = training.read_parent(training.initial_model(settings.model, unfinished))
-    texts = read_texts(Path(settings.texts)) if settings.texts else None
-    constraints = constraints_of(settings.length, settings.characters, texts, settings.pattern)
+    constraints = constraints_named(settings.length, settings.characters, settings.texts, settings.pattern)
     if constraints:
         automaton_of(constraints, checkpoint.vocabulary)  # an error in it is raised before any image is read
     if sources.drawn:  # an error in the style is raised before any image is read

@@ -11,6 +11,8 @@ from captcha.data.sources import Sources, parse_folder, parse_style
 from captcha.evaluation.calibration import ConfidenceFigures
 from captcha.evaluation.out_of_fold import OutOfFold, OutOfFoldFigures, calibrated, figures, out_of_fold, pictured
 from captcha.jobs import train as training
+from captcha.reading.constraints import Constraints, automaton_of, constraints_named
+from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import CrossvalSettings, TrainSettings
 from captcha.tracking.descriptions import exact_match_sentence, run_name
 from captcha.tracking.models import Parent
@@ -62,6 +64,7 @@ def crossval(settings: CrossvalSettings, recipe: Recipe = recipes.DEFAULT) -> Cr
     Raises:
         DataError: the folder has problems, all printed first, or too few labels for the folds.
         StyleError, FontError: a style is named as the folder, or the one drawn beside it cannot be drawn.
+        ConstraintError: what is known of the texts contradicts itself or the labels' characters, or is too large.
         RegistryError: there is no such model to start from.
         CheckpointError: its weights are damaged.
         SeenError: its training saw some of the images.
@@ -73,6 +76,7 @@ def crossval(settings: CrossvalSettings, recipe: Recipe = recipes.DEFAULT) -> Cr
     connect(writing=True)  # a store that does not answer is told before images are read
     parent = training.read_parent(training.initial_model(settings.init, unfinished)) if settings.init else None
     height = parent[1].height if parent else DEFAULTS.height
+    constraints = constraints_named(settings.length, settings.characters, settings.texts, settings.pattern)
     if sources.drawn:
         sources.drawn.samples(height, 0)  # an error in it is raised before any image is read
     left_out: list[Problem] | None = [] if settings.problems == "leave-out" else None
@@ -85,6 +89,9 @@ def crossval(settings: CrossvalSettings, recipe: Recipe = recipes.DEFAULT) -> Cr
     if parent:
         training.with_unseen_test(Split([], [], samples), parent[0], None, "start from a model of other images")
     facts = training.facts_of(sources, digest(samples), parent, recipe)
+    if constraints:
+        automaton_of(constraints, Vocabulary.from_texts(sample.text for sample in samples))
+        facts["known texts"] = str(constraints.written())  # the setting is the path of their list alone
     refuse_changes(unfinished, facts)
     asked = Asked("crossval", settings.shaping(), facts)
     name = run_name(settings, "crossval", folder.short_name, parent=parent[0].uri if parent else None)
@@ -96,13 +103,13 @@ def crossval(settings: CrossvalSettings, recipe: Recipe = recipes.DEFAULT) -> Cr
         readings: list[OutOfFold] = []
         for (seed, fold), split in splits.items():
             key = f"fold {fold + 1} of {settings.folds}, seed {seed}"
-            rows = partial(_read_fold, settings, key, fold, seed, sources, split, parent, recipe)
+            rows = partial(_read_fold, settings, key, fold, seed, sources, split, parent, recipe, constraints)
             readings += [OutOfFold.of(row) for row in training.part(key, rows)]
         readings = calibrated(readings, DEFAULTS.precision)
         pooled = figures(readings)
         by_name = {sample.name: sample for sample in samples}
         confidence = log_out_of_fold(readings, pooled, pictured(readings, by_name), images)
-        log_facts({NOTE: _description(pooled, settings, folder.written)})
+        log_facts({NOTE: _description(pooled, settings, folder.written, constraints)})
     return CrossvalOutcome(run.info.run_id, images.digest, readings, pooled, confidence)
 
 
@@ -115,6 +122,7 @@ def _read_fold(
     split: Split,
     parent: tuple[Parent, Checkpoint] | None,
     recipe: Recipe,
+    constraints: Constraints | None,
     run_id: str,
 ) -> list[dict[str, object]]:
     """Return the readings of a fold by the model that this trains, as JSON holds them."""
@@ -130,19 +138,25 @@ def _read_fold(
         seed=seed,
         checkpoint_minutes=settings.checkpoint_minutes,
     )
+    example = training.example_of(sources, split.test[0])
+    if constraints:
+        log_facts({"constraints": constraints.told()})
     try:
-        learned = training.learn(own, sources, split, parent, training.example_of(sources, split.test[0]), recipe)
+        learned = training.learn(own, sources, split, parent, example, recipe, constraints=constraints)
     except TrainingError as error:
         raise TrainingError(f"{name}: {error}") from None
     return [asdict(each) for each in out_of_fold(learned.evaluation, fold, seed)]
 
 
-def _description(pooled: Sequence[OutOfFoldFigures], settings: CrossvalSettings, data: str) -> str:
+def _description(
+    pooled: Sequence[OutOfFoldFigures], settings: CrossvalSettings, data: str, constraints: Constraints | None
+) -> str:
     last = pooled[-1]
     interval = last.exact_match_low, last.exact_match_high
     match = exact_match_sentence(last.right, last.n, *interval, f"images of `{data}`")
     over = "" if settings.seeds == 1 else f"; the mean of {settings.seeds} seeds, the interval of one seed's images"
+    told = f", told {constraints.told()}" if constraints else ""
     return (
         f"{match}, character error rate {last.cer:.2%}, each by a model trained on the other of {settings.folds} folds"
-        f"{over}. `out_of_fold.json` has every reading."
+        f"{told}{over}. `out_of_fold.json` has every reading."
     )

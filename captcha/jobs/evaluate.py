@@ -1,6 +1,5 @@
 """Measure a trained model on a folder of labelled images, in a tracked run of its own."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import captcha
@@ -124,7 +123,7 @@ def evaluate(
             "eval_digest": dataset.digest,
             UNKNOWN_TAG: seen.unknown,
             "calibration": None if recognizer.calibration else f"none: {resolved.uri} {UNCALIBRATED}",
-            "constraints": _told(known) or None,
+            "constraints": constraints.told() if constraints else None,
         }
         log_facts({name: value for name, value in (tags | _model_tags(resolved)).items() if value is not None})
         evaluation = read(recognizer, samples, constraints).put_apart(flags)
@@ -142,7 +141,7 @@ def evaluate(
             unknown=seen.unknown,
             confidence=ConfidenceFigures.of(evaluation),
         )
-        log_facts({NOTE: _description(outcome, resolved, source, known)})
+        log_facts({NOTE: _description(outcome, resolved, source, constraints)})
     if resolved.name:
         write_card(resolved.name)
     return outcome
@@ -154,18 +153,13 @@ def _model_tags(resolved: Resolved) -> dict[str, object]:
     return tags | ({"backbone": backbone, COLOUR: colour(backbone, active_run_id())} if backbone else {})
 
 
-def _told(known: Mapping[str, str]) -> str:
-    """Return in a few words what was known of the texts."""
-    return ", ".join(f"{name} {value}" for name, value in known.items())
-
-
 def _description(
-    outcome: EvaluateOutcome, resolved: Resolved, source: Folder | Parquet, known: Mapping[str, str]
+    outcome: EvaluateOutcome, resolved: Resolved, source: Folder | Parquet, constraints: Constraints | None
 ) -> str:
     metrics = outcome.metrics
     n = round(metrics["n"])
     interval = metrics["exact_match_low"], metrics["exact_match_high"]
     match = exact_match_sentence(n - round(metrics["wrong"]), n, *interval, f"images of `{source.written}`")
     model = f"{resolved.name} version {resolved.version}" if resolved.version else resolved.uri
-    told = f", told {_told(known)}" if known else ""
+    told = f", told {constraints.told()}" if constraints else ""
     return f"{match} by {model}{told}: {outcome.checked()}."

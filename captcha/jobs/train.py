@@ -26,6 +26,7 @@ from captcha.evaluation.calibration import Flags, Floats, outcomes
 from captcha.evaluation.engines import EnginesCompared, disagreement, milliseconds
 from captcha.evaluation.plots import learning_curves
 from captcha.evaluation.results import Evaluation, evaluate
+from captcha.reading.constraints import CONSTRAINTS, Constraints
 from captcha.reading.engine import Precision, auto_on_this_cpu
 from captcha.reading.recognizer import ARTIFACT, Recognizer, save_recognizer
 from captcha.reading.vocabulary import Vocabulary
@@ -117,6 +118,7 @@ class HeldOutReadings:
         if not isinstance(sources.data, Folder) or (not settings.init and settings.height != DEFAULT_HEIGHT):
             return None  # a cross-validation is of a folder, at the default height or that of its initial model
         wanted = {name: getattr(settings, name) for name in ("backbone", "drawn", "init")}
+        wanted |= dict.fromkeys(CONSTRAINTS)  # its probabilities would be of the texts that were possible then
         images = digest([*split.train, *split.validation, *split.test, *split.seen])
         run_id = find_crossval(experiment_id, images, wanted)
         if run_id is None:
@@ -390,10 +392,11 @@ def learn(
     recipe: Recipe = recipes.DEFAULT,
     teacher: tuple[Parent, Checkpoint] | None = None,
     held_out: HeldOutReadings | None = None,
+    constraints: Constraints | None = None,
 ) -> Learned:
     """Train on a split in the active run, by the labels and a teacher's log_probs, log the results, and return them.
 
-    `held_out` calibrates the model; without it the validation images do.
+    `held_out` calibrates the model; without it the validation images do. The test images are read by the constraints.
 
     Raises:
         TrainingError: the training cannot go on, or the exported model does not agree with the trained one.
@@ -432,7 +435,7 @@ def learn(
     if fitted.stopped:
         raise fitted.stopped
     held_out = held_out or HeldOutReadings.augmented(split.validation, "validation", settings, recipe)
-    evaluation = log_recognizer(fitted.model, split, example, seen, fitted.epoch, images, held_out)
+    evaluation = log_recognizer(fitted.model, split, example, seen, fitted.epoch, images, held_out, constraints)
     assert evaluation  # a split has a test part
     log_figure(learning_curves(fitted.history), "learning_curves.png")
     return Learned(evaluation, checkpoint, seen)
@@ -774,11 +777,13 @@ def log_recognizer(
     step: int,
     images: Mapping[str, ImageSet],
     held_out: HeldOutReadings,
+    constraints: Constraints | None = None,
 ) -> Evaluation | None:
     """Export the model, check it on the validation images, calibrate it, log it, and test it where there are images.
 
     `step` is that of the metrics which the model has earned, `images` the sides of the split as MLflow knows
-    them, `held_out` what calibrates it. Test images that training has seen are put apart.
+    them, `held_out` what calibrates it. Test images that training has seen are put apart; they are read by the
+    constraints.
 
     The engine that the model is served with on this machine is tested; the run has what the other one reads, too.
 
@@ -795,7 +800,7 @@ def log_recognizer(
     served = facts["tested"]
     tested = [*split.test, *split.seen]
     flags = seen.among(tested)
-    tests = {name: evaluate(engine, tested).put_apart(flags) for name, engine in engines.items()} if tested else {}
+    tests = {name: evaluate(engine, tested, constraints).put_apart(flags) for name, engine in engines.items() if tested}
     if "int8" in tests:
         facts["test"] = vars(EnginesCompared.of(tests["fp32"], tests["int8"]))
     log_engines(facts)

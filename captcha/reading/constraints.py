@@ -61,6 +61,10 @@ class Constraints:
             given["texts"] = f"{len(texts)}, sha256 {hashlib.sha256(content).hexdigest()[:12]}"
         return given
 
+    def told(self) -> str:
+        """Return in a few words what is given."""
+        return ", ".join(f"{name} {value}" for name, value in self.written().items())
+
 
 CONSTRAINTS = tuple(each.name for each in fields(Constraints))
 """The names of what may be known, which are those of options and of a request's parameters."""
@@ -76,6 +80,17 @@ def constraints_of(
     """
     given = [value or None for value in (length, characters, texts, pattern)]
     return Constraints(*given) if any(given) else None
+
+
+def constraints_named(
+    length: str | None, characters: str | None, texts: str | None, pattern: str | None
+) -> Constraints | None:
+    """Return the same where `texts` names their file, as settings do.
+
+    Raises:
+        ConstraintError: as `Constraints`, or the file cannot be read.
+    """
+    return constraints_of(length, characters, read_texts(Path(texts)) if texts else None, pattern)
 
 
 def read_texts(file: Path) -> str:

@@ -271,9 +271,13 @@ def log_out_of_fold(
 def find_crossval(experiment_id: str, data_digest: str, settings: Mapping[str, object]) -> str | None:
     """Return the id of the newest cross-validation of these images that has ended and had these settings."""
     told = f"tags.job = 'crossval' and tags.data_digest = '{data_digest}' and attributes.status = 'FINISHED'"
-    wanted = {name: str(written(value)) for name, value in settings.items()}.items()
+    wanted = {name: str(written(value)) for name, value in settings.items()}
+    none = str(written(None))  # a setting that the code of that run did not have yet
     found = MlflowClient().search_runs([experiment_id], told, order_by=["attributes.start_time DESC"])
-    return next((run.info.run_id for run in found if wanted <= run.data.params.items()), None)
+    for run in found:
+        if all(run.data.params.get(name, none) == value for name, value in wanted.items()):
+            return str(run.info.run_id)
+    return None
 
 
 def load_out_of_fold(run_id: str) -> tuple[list[OutOfFold], str]:

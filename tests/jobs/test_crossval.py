@@ -22,10 +22,11 @@ from captcha.evaluation.results import Evaluation
 from captcha.jobs import train as training
 from captcha.jobs.crossval import CrossvalOutcome, crossval
 from captcha.jobs.train import Learned, train
+from captcha.reading.constraints import CONSTRAINTS, ConstraintError, Constraints
 from captcha.reading.recognizer import Reading, Recognizer
 from captcha.reading.vocabulary import Vocabulary
 from captcha.settings import CrossvalSettings, TrainSettings
-from captcha.tracking.records import load_out_of_fold
+from captcha.tracking.records import find_crossval, load_out_of_fold
 from captcha.tracking.runs import RegistryError, tracked_run
 from captcha.tracking.unfinished import Process
 from captcha.training.loop import TrainingError
@@ -57,9 +58,13 @@ class StandIn:
 
     def __init__(self) -> None:
         self.asked: list[tuple[TrainSettings, Split]] = []
+        self.told: list[Constraints | None] = []
 
-    def __call__(self, settings: TrainSettings, _: Any, split: Split, *others: Any) -> Any:
+    def __call__(
+        self, settings: TrainSettings, _: Any, split: Split, *others: Any, constraints: Constraints | None
+    ) -> Any:
         self.asked.append((settings, split))
+        self.told.append(constraints)
         texts = ["wrong" if "7" in sample.text else sample.text for sample in split.test]
         readings = [Reading(text, 0.25, []) for text in texts]
         labels = [-math.inf if sample.text == "00" else -2.5 for sample in split.test]
@@ -175,17 +180,43 @@ def test_a_training_on_the_same_images_is_calibrated_by_what_was_read_of_all_but
         assert of_training(**other)[0] is None
 
 
+def test_what_is_known_of_all_texts_is_kept_to_and_calibrates_no_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_run: NoRun
+) -> None:
+    monkeypatch.setattr(training, "learn", stand_in := StandIn())
+    run_id = crossval(asked(folder, length="2", characters="0123456789")).run_id
+    assert stand_in.told == [Constraints("2", "0123456789")] * 3
+    run = MlflowClient().get_run(run_id)
+    assert (run.data.params["length"], run.data.params["characters"], run.data.params["texts"]) == (
+        "2",
+        "0123456789",
+        "none",
+    )
+    assert ", told length 2, characters 0123456789." in run.data.tags["mlflow.note.content"]
+    below = MlflowClient().search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{run_id}'")
+    assert [each.data.tags["constraints"] for each in below] == ["length 2, characters 0123456789"] * 3
+    free = {name: None for name in CONSTRAINTS}
+    digest = run.data.tags["data_digest"]
+    assert find_crossval(run.info.experiment_id, digest, free) != run_id
+    assert find_crossval(run.info.experiment_id, digest, free | {"length": "2", "characters": "0123456789"}) == run_id
+    with no_run():
+        with pytest.raises(ConstraintError, match="no text"):
+            crossval(asked(folder, length="2", pattern="[0-9]{3}"))
+        with pytest.raises(ConstraintError, match=r"absent\.txt cannot be read"):
+            crossval(asked(folder, texts=str(tmp_path / "absent.txt")))
+
+
 def test_what_is_cut_off_goes_on_with_the_folds_that_are_done(
     folder: Path, done: tuple[CrossvalOutcome, StandIn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in, folds = StandIn(), 0
 
-    def stopped(*arguments: Any) -> Any:
+    def stopped(*arguments: Any, **more: Any) -> Any:
         nonlocal folds
         folds += 1
         if folds == 5:
             raise KeyboardInterrupt
-        return stand_in(*arguments)
+        return stand_in(*arguments, **more)
 
     monkeypatch.setattr(training, "learn", stopped)
     settings = asked(folder, seeds=2, epochs=7)
@@ -206,7 +237,7 @@ def test_what_is_cut_off_goes_on_with_the_folds_that_are_done(
 
 
 def test_a_fold_that_fails_fails_the_whole_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> Learned:
+    def fails(*_: Any, **__: Any) -> Learned:
         raise TrainingError("the loss is nan; nothing is registered")
 
     monkeypatch.setattr(training, "learn", fails)
