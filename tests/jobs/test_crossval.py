@@ -323,3 +323,11 @@ def test_real_trainings_read_what_they_have_not_learned_from(folder: Path, quick
         assert isinstance(each, OutOfFold)
         if each.right:
             assert math.exp(each.label_log_probability) == pytest.approx(each.confidence, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_real_trainings_read_only_texts_that_keep_to_what_is_known(folder: Path, quick: Recipe) -> None:
+    free = crossval(asked(folder, folds=2, epochs=1), quick)
+    assert {len(each.text) for each in free.readings} != {2}
+    told = crossval(asked(folder, folds=2, epochs=1, length="2"), quick)
+    assert {len(each.text) for each in told.readings} == {2}
