@@ -118,7 +118,7 @@ class HeldOutReadings:
         if not isinstance(sources.data, Folder) or (not settings.init and settings.height != DEFAULT_HEIGHT):
             return None  # a cross-validation is of a folder, at the default height or that of its initial model
         wanted = {name: getattr(settings, name) for name in ("backbone", "drawn", "init")}
-        wanted |= dict.fromkeys(CONSTRAINTS)  # its probabilities would be of the texts that were possible then
+        wanted |= dict.fromkeys(CONSTRAINTS)  # told what is known, it is right at lower probabilities
         images = digest([*split.train, *split.validation, *split.test, *split.seen])
         run_id = find_crossval(experiment_id, images, wanted)
         if run_id is None:
