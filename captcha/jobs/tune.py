@@ -17,12 +17,7 @@ import optuna
 from mlflow import MlflowClient
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
-from optuna.exceptions import (
-    DuplicatedStudyError,
-    ExperimentalWarning,
-    StorageInternalError,
-    UpdateFinishedTrialError,
-)
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import make_url
@@ -116,10 +111,6 @@ class TuneOutcome:
 
 class _Surplus(Exception):  # noqa: N818
     """Two processes have begun the last trial at once: this one is none of the study's number."""
-
-
-class _TakenError(CutShort):
-    """This process stood still for so long that another has taken its trial for dead."""
 
 
 class _Storage(RDBStorage):
@@ -406,15 +397,18 @@ def _optimize(study: optuna.Study, count: int, objective: Callable[[Trial], floa
                 held.enter_context(signals.held())
                 _see_that_it_runs(trial)
                 return value
-            except (_TakenError, UpdateFinishedTrialError):
-                taken.append(trial.number)
-                raise
             except (CutShort, TrainingError) as cut:
+                if not _runs(trial):
+                    taken.append(trial.number)
                 raise optuna.TrialPruned(str(cut)) from None
             except (KeyboardInterrupt, SystemExit) as stop:
                 study.enqueue_trial(trial.params, {AGAIN: trial.number})
                 if isinstance(stop, SystemExit):  # which Optuna does not look after
                     study.tell(trial, state=TrialState.FAIL)
+                raise
+            except Exception:
+                if not _runs(trial):
+                    taken.append(trial.number)
                 raise
 
         held.enter_context(signals.held())
@@ -430,11 +424,16 @@ def _optimize(study: optuna.Study, count: int, objective: Callable[[Trial], floa
             )
 
 
-def _see_that_it_runs(trial: Trial) -> None:
-    """Raise _TakenError where another process has ended the trial."""
+def _runs(trial: Trial) -> bool:
+    """Return whether a trial runs, and no other process has ended it."""
     states = {each.number: each.state for each in trial.study.get_trials(deepcopy=False)}
-    if states[trial.number] != TrialState.RUNNING:
-        raise _TakenError(
+    return states[trial.number] == TrialState.RUNNING
+
+
+def _see_that_it_runs(trial: Trial) -> None:
+    """Raise CutShort where another process has ended the trial."""
+    if not _runs(trial):
+        raise CutShort(
             f"Its process stood still for {GRACE} seconds or more, so another took it for dead and tries its "
             "parameters again."
         )

@@ -201,7 +201,7 @@ def mark_killed(run_id: str, note: str) -> None:
     client.set_terminated(run_id, "KILLED")
     with contextlib.suppress(ResumeError):  # it was of another machine
         left = Unfinished.load(folder_of(run_id))
-        if left.process.gone:
+        if not left.process.lives_here:
             left.remove()
 
 

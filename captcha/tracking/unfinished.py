@@ -54,6 +54,11 @@ class Process:
         except psutil.NoSuchProcess:
             return True
 
+    @property
+    def lives_here(self) -> bool:
+        """Whether it is of this host and has not ended."""
+        return self.host == socket.gethostname() and not self.gone
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -1,3 +1,4 @@
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -231,3 +232,7 @@ def test_what_a_killed_run_has_left_on_disk_goes_as_it_is_marked() -> None:
     marked = MlflowClient().get_run(run.info.run_id)
     assert (marked.info.status, marked.data.tags["mlflow.note.content"]) == ("KILLED", "gone")
     assert not folder_of(run.info.run_id).exists()
+    Unfinished(folder_of(run.info.run_id), run.info.run_id, "here", Process.this(), None).save()
+    mark_killed(run.info.run_id, "it sleeps")
+    assert folder_of(run.info.run_id).exists()  # it wakes, and ends the run itself
+    shutil.rmtree(folder_of(run.info.run_id))
