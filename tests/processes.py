@@ -33,11 +33,16 @@ def environment(**extra: str) -> dict[str, str]:
     return kept | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | extra
 
 
-def call(*command: str | Path, cwd: Path, **variables: str) -> str:
-    """Return what a command prints on standard output; it must succeed."""
-    done = subprocess.run(
+def attempt(*command: str | Path, cwd: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Return what became of a command, whether it has succeeded or not."""
+    return subprocess.run(
         command, cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=PATIENCE
     )
+
+
+def call(*command: str | Path, cwd: Path, **variables: str) -> str:
+    """Return what a command prints on standard output; it must succeed."""
+    done = attempt(*command, cwd=cwd, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

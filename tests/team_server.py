@@ -17,7 +17,7 @@ PATIENT = "--timeout-worker-healthcheck 120"
 
 @contextmanager
 def team_server(folder: Path, *more: str, **variables: str) -> Iterator[str]:
-    """Start the server, with its files in a folder, and give its address."""
+    """Start the server, with its files in a folder, more options and variables, and give its address."""
     with new_postgresql() as store:
         command = ("server", "--backend-store-uri", store.uri, "--workers", str(WORKERS), "--uvicorn-opts", PATIENT)
         files = ("--artifacts-destination", str(folder / "artifacts"))

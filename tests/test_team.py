@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from tests.processes import CAPTCHA, PATIENCE, ROOT, call, copy_project, environment, served
+from tests.processes import CAPTCHA, ROOT, attempt, call, copy_project, served
 from tests.team_loggers import value
 from tests.team_server import team_server
 
@@ -149,10 +149,7 @@ def test_a_server_with_passwords_takes_the_training_of_who_has_one_and_lets_othe
             known = {"MLFLOW_TRACKING_URI": address, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
             if user:
                 known |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": f"the {user}'s password"}
-            command, variables = (*CAPTCHA, *arguments), environment(**known)
-            return subprocess.run(
-                command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=PATIENCE
-            )
+            return attempt(*CAPTCHA, *arguments, cwd=tmp_path, **known)
 
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", secrets["MLFLOW_AUTH_ADMIN_PASSWORD"])

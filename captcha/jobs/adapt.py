@@ -133,9 +133,7 @@ def adapt(settings: AdaptSettings, recipe: Recipe = recipes.DEFAULT) -> AdaptOut
     )
     remedy = "take another --seed, or images that it was not trained on"
     split = training.with_unseen_test(split, parent, settings.allow_overlap, remedy)
-    facts = training.facts_of(sources, digest(images.labelled), (parent, checkpoint), recipe)
-    if constraints:
-        facts["known texts"] = str(constraints.written())  # the setting is the path of their list alone
+    facts = training.facts_of(sources, digest(images.labelled), (parent, checkpoint), recipe, constraints)
     refuse_changes(unfinished, facts)
     asked = Asked("adapt", settings.shaping(), facts)
     name = run_name(settings, "adapt", folder.short_name, parent=parent.uri)

@@ -88,10 +88,9 @@ def crossval(settings: CrossvalSettings, recipe: Recipe = recipes.DEFAULT) -> Cr
     }
     if parent:
         training.with_unseen_test(Split([], [], samples), parent[0], None, "start from a model of other images")
-    facts = training.facts_of(sources, digest(samples), parent, recipe)
     if constraints:
-        automaton_of(constraints, Vocabulary.from_texts(sample.text for sample in samples))
-        facts["known texts"] = str(constraints.written())  # the setting is the path of their list alone
+        automaton_of(constraints, Vocabulary.from_texts(sample.text for sample in samples))  # an error in it is raised
+    facts = training.facts_of(sources, digest(samples), parent, recipe, constraints)
     refuse_changes(unfinished, facts)
     asked = Asked("crossval", settings.shaping(), facts)
     name = run_name(settings, "crossval", folder.short_name, parent=parent[0].uri if parent else None)

@@ -118,7 +118,7 @@ class HeldOutReadings:
         if not isinstance(sources.data, Folder) or (not settings.init and settings.height != DEFAULT_HEIGHT):
             return None  # a cross-validation is of a folder, at the default height or that of its initial model
         wanted = {name: getattr(settings, name) for name in ("backbone", "drawn", "init")}
-        wanted |= dict.fromkeys(CONSTRAINTS)  # told what is known, it is right at lower probabilities
+        wanted |= dict.fromkeys(CONSTRAINTS)  # a text that was found among few is right at lower probabilities
         images = digest([*split.train, *split.validation, *split.test, *split.seen])
         run_id = find_crossval(experiment_id, images, wanted)
         if run_id is None:
@@ -270,7 +270,11 @@ def code_digest() -> str:
 
 
 def facts_of(
-    sources: Sources, data_digest: str, parent: tuple[Parent, Checkpoint] | None, recipe: Recipe
+    sources: Sources,
+    data_digest: str,
+    parent: tuple[Parent, Checkpoint] | None,
+    recipe: Recipe,
+    constraints: Constraints | None = None,
 ) -> dict[str, str]:
     """Return what else shapes a job's result beside its settings, for a comparison when it is gone on with."""
     each_source = (*sources.by_side().values(), sources.data, sources.drawn)
@@ -279,6 +283,8 @@ def facts_of(
     return {
         **{name: hashlib.sha256(value.encode()).hexdigest() for name, value in said.items()},
         INITIAL: parent[0].uri if parent else NONE,
+        # of a list of texts the setting is the path alone
+        **({"known texts": str(constraints.written())} if constraints else {}),
     }
 
 

@@ -395,21 +395,18 @@ def _optimize(study: optuna.Study, count: int, objective: Callable[[Trial], floa
                     raise _Surplus
                 value = objective(trial)
                 held.enter_context(signals.held())
-                _see_that_it_runs(trial)
+                _see_that_it_runs(trial)  # Optuna would fail over its value, and say nothing of use
                 return value
             except (CutShort, TrainingError) as cut:
-                if not _runs(trial):
-                    taken.append(trial.number)
                 raise optuna.TrialPruned(str(cut)) from None
             except (KeyboardInterrupt, SystemExit) as stop:
                 study.enqueue_trial(trial.params, {AGAIN: trial.number})
                 if isinstance(stop, SystemExit):  # which Optuna does not look after
                     study.tell(trial, state=TrialState.FAIL)
                 raise
-            except Exception:
+            finally:
                 if not _runs(trial):
                     taken.append(trial.number)
-                raise
 
         held.enter_context(signals.held())
         try:
@@ -433,10 +430,7 @@ def _runs(trial: Trial) -> bool:
 def _see_that_it_runs(trial: Trial) -> None:
     """Raise CutShort where another process has ended the trial."""
     if not _runs(trial):
-        raise CutShort(
-            f"Its process stood still for {GRACE} seconds or more, so another took it for dead and tries its "
-            "parameters again."
-        )
+        raise CutShort(f"Its process stood still for {GRACE} seconds or more, so another process took it for dead.")
 
 
 def _bury(study: optuna.Study, trial: FrozenTrial) -> None:

@@ -7,9 +7,9 @@ import sys
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import mlflow
 import optuna
@@ -300,6 +300,28 @@ def test_a_process_that_stood_still_leaves_the_trial_that_was_taken_from_it_and_
     assert run.data.tags["mlflow.note.content"].startswith("Its process stood still for 120 seconds or more")
 
 
+def test_a_trial_that_is_taken_after_its_last_epoch_does_not_count_and_is_made_again(
+    asked: Callable[..., TuneSettings],
+    stand_ins: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fit, calls = training.fit, []
+
+    def taken_at_the_end(*arguments: Any, **more: Any) -> Any:
+        calls.append(1)
+        fitted = fit(*arguments, **more)
+        if len(calls) == 2:
+            trial = trials_of(asked())[1]
+            study_of(asked()).tell(1, state=TrialState.FAIL)
+            module._bury(study_of(asked()), trial)
+        return fitted
+
+    monkeypatch.setattr(training, "fit", taken_at_the_end)
+    assert tune(asked(trials=3, seeds=1)).trials == {"complete": 3, "fail": 1}
+    assert "trial 1 was taken for dead by another process" in caplog.text
+
+
 def test_a_storage_that_does_not_answer_is_told_in_a_line_without_its_password(
     asked: Callable[..., TuneSettings], no_run: NoRun, tmp_path: Path
 ) -> None:
@@ -394,14 +416,9 @@ def test_of_four_processes_on_postgresql_one_is_killed_and_no_trial_is_lost_or_d
         uri = f"{store.uri.replace('/mlflow?', '/study?')}"
         settings = asked(storage=uri, trials=12, seeds=3)
         pool = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}  # no process keeps a connection that it was born with
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": store.uri} | pool
-        program = str(Path(__file__).with_name("tuner.py"))
-        command = [sys.executable, program, "4", settings.model_dump_json()]
-        with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout
-            workers = json.loads(process.stdout.readline())
+        with _tuning(4, settings, tmp_path, MLFLOW_TRACKING_URI=store.uri, **pool) as (workers, said):
             killed, of_killed = _signal_in_a_trial(settings, workers, signal.SIGKILL)
-            *told, statuses = [json.loads(line) for line in process.stdout]
+            *told, statuses = [json.loads(line) for line in said]
         assert [os.WTERMSIG(status) for status in statuses] == [9 if pid == killed else 0 for pid in workers]
         trials = trials_of(settings)
         ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
@@ -434,18 +451,13 @@ def test_a_process_that_is_suspended_until_it_is_taken_for_dead_ends_as_the_othe
     asked: Callable[..., TuneSettings], tmp_path: Path
 ) -> None:
     settings = asked(trials=5, seeds=1)
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
-    program = str(Path(__file__).with_name("tuner.py"))
-    command = [sys.executable, program, "2", settings.model_dump_json()]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        workers = json.loads(process.stdout.readline())
+    with _tuning(2, settings, tmp_path, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db") as (workers, said):
         suspended, number = _signal_in_a_trial(settings, workers, signal.SIGSTOP)
         deadline = time.monotonic() + 300
         while trials_of(settings)[number].state == TrialState.RUNNING and time.monotonic() < deadline:
             time.sleep(0.2)
         os.kill(suspended, signal.SIGCONT)
-        *told, statuses = [json.loads(line) for line in process.stdout]
+        *told, statuses = [json.loads(line) for line in said]
     assert statuses == [0, 0]
     assert told[0] == told[1]
     states = [trial.state for trial in trials_of(settings) if "run_id" in trial.user_attrs]
@@ -455,6 +467,16 @@ def test_a_process_that_is_suspended_until_it_is_taken_for_dead_ends_as_the_othe
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         statuses = sorted(status for (status,) in database.execute("SELECT status FROM runs"))
     assert statuses == ["FINISHED"] * (1 + 5 + 1) + ["KILLED"]
+
+
+@contextmanager
+def _tuning(count: int, settings: TuneSettings, folder: Path, **variables: str) -> Iterator[tuple[list[int], IO[str]]]:
+    """Start tuner.py with so many processes; give their numbers, and what it prints after them."""
+    command = [sys.executable, str(Path(__file__).with_name("tuner.py")), str(count), settings.model_dump_json()]
+    environment = os.environ | variables
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        yield json.loads(process.stdout.readline()), process.stdout
 
 
 def _signal_in_a_trial(settings: TuneSettings, workers: list[int], sent: signal.Signals) -> tuple[int, int]:
